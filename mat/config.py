@@ -1,0 +1,334 @@
+"""Configuration of a training run: frozen dataclasses, strict and safe YAML in, YAML out.
+
+This module imports no TensorFlow, so that a faulty config is reported at once.
+"""
+
+import datetime
+import difflib
+import math
+import os
+import pathlib
+import re
+import uuid
+from dataclasses import asdict, dataclass, field, fields, replace
+
+import yaml
+
+from mat.errors import UserError
+
+DEMO_IMAGE_SIZE = 32
+DEMO_N_CLASSES = 10
+MIN_FEATURE_MAP = 8  # the network's average pooling covers 8x8
+
+
+def _key(default, kind, meaning, *, minimum=None, above=None, maximum=None, choices=None):
+    """A config key: its default, its kind (a type), its meaning and the values it allows."""
+    constraints = {"kind": kind, "meaning": meaning, "minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=constraints)
+
+
+# Checking values.
+
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a list"}
+
+
+def _normalize_and_check(config, prefix):
+    """Bring numbers and lists to their declared types, and refuse what a key does not allow."""
+    for f in fields(config):
+        name, rule, value = prefix + f.name, f.metadata, getattr(config, f.name)
+        if value is None and f.default is None:
+            continue
+        if rule["kind"] is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+            value = float(value)
+        elif rule["kind"] is tuple and isinstance(value, list):
+            value = tuple(value)
+        object.__setattr__(config, f.name, value)
+        if rule["choices"]:
+            if not any(value is choice or (isinstance(value, str) and value == choice) for choice in rule["choices"]):
+                allowed = ", ".join(_shown(choice) for choice in rule["choices"])
+                raise UserError(f"{name} must be one of {allowed}. Received: {_shown(value)}")
+            continue
+        if not isinstance(value, rule["kind"]) or (isinstance(value, bool) and rule["kind"] is not bool):
+            raise UserError(f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {_shown(value)}")
+        if not _in_range(value, rule):
+            raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {_shown(value)}")
+
+
+def _in_range(value, rule):
+    """Whether a value lies within its key's bounds; NaN lies in no range."""
+    return (
+        (rule["minimum"] is None or value >= rule["minimum"])
+        and (rule["above"] is None or value > rule["above"])
+        and (rule["maximum"] is None or value <= rule["maximum"])
+    )
+
+
+def _allowed(rule):
+    """The range of a key in words, such as ` in (0, 1]`."""
+    if rule["minimum"] is None and rule["above"] is None:
+        return ""
+    low = f"[{rule['minimum']}" if rule["above"] is None else f"({rule['above']}"
+    return f" in {low}, {rule['maximum']}]"
+
+
+def _shown(value):
+    """A value as a message shows it: short, and in YAML's words."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The inner optimizer, I-FGSM (Algorithm 1 of arXiv:2101.11453).
+
+    Raises:
+        UserError: a value of the wrong type or out of its range.
+    """
+
+    min_step_size: float = _key(1e-4, float, "smallest I-FGSM step size, in units of the [0, 1] pixel range", above=0, maximum=1)
+    max_step_size: float = _key(0.1, float, "largest I-FGSM step size; each patch draws its own, log-uniformly", above=0, maximum=1)
+    n_iterations: int = _key(5, int, "K: I-FGSM iterations per batch", minimum=0, maximum=1000)
+    targeted_attack: bool = _key(True, bool, "each patch drives images to its own target class, instead of away from the true one")
+
+    def __post_init__(self):
+        _normalize_and_check(self, "optimizer.")
+        if self.min_step_size > self.max_step_size:
+            raise UserError(
+                f"optimizer.min_step_size must not exceed optimizer.max_step_size. Received: {self.min_step_size} > {self.max_step_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTrainingConfig:
+    """Everything a training run depends on. The defaults are the published setting on Tiny ImageNet.
+
+    Raises:
+        UserError: a value of the wrong type or out of its range, or values that do not fit together.
+    """
+
+    base_result_dir: str = _key("results", str, "directory that holds the result directories of all runs")
+    unique_name: str = _key("mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}")
+    dataset: str = _key("tiny_imagenet", str, "what data_dir holds; demo makes its own images there", choices=("tiny_imagenet", "demo"))
+    data_dir: str = _key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord")
+    image_size: int = _key(64, int, "height and width of the images, pixels", minimum=8, maximum=4096)
+    n_classes: int = _key(200, int, "number of classes; labels are 0 .. n_classes - 1", minimum=2, maximum=1_000_000)
+
+    depth: int = _key(14, int, "layers of the ResNet, 6 n + 2 for n blocks a stack", minimum=8, maximum=1202)
+    width: int = _key(4, int, "width factor: 16 * width filters in the first stack, doubled in each next one", minimum=1, maximum=64)
+    n_stacks: int = _key(4, int, "stacks of residual blocks; each but the first halves the feature map", minimum=1, maximum=10)
+    normalization: str = _key(
+        "strip", str, "normalization layer; strip is the original's", choices=("strip", "group", "batch", "layer", "none")
+    )
+    initial_weights: str | None = _key(None, str, "weights file to start from, in the original's HDF5 layout, or null")
+
+    n_epochs: int = _key(75, int, "passes over the training images", minimum=1, maximum=1_000_000)
+    batch_size: int = _key(128, int, "images per step", minimum=1, maximum=1_000_000)
+    initial_lr: float = _key(0.033, float, "learning rate of the first epoch, decayed to 0 by a cosine over n_epochs", above=0, maximum=1000)
+    weight_decay: float = _key(1e-4, float, "factor of the sum of squared convolution kernels in the loss", minimum=0, maximum=1000)
+    label_smoothing: float = _key(0.0, float, "probability mass moved from the true class to the others", minimum=0, maximum=1)
+
+    n_patches: int = _key(1000, int, "P: meta-patches in the bank; 0 trains without patches", minimum=0, maximum=10_000_000)
+    patch_shape: tuple = _key((24, 24, 3), tuple, "height, width and channels of a patch, pixels")
+    patch_initialization: str = _key("data", str, "meta-patches start as shrunken training images or as noise", choices=("data", "random"))
+    patch_lr: float = _key(0.25, float, "sigma: rate of the Reptile update of the bank", minimum=0, maximum=1)
+    n_patch_trials: int = _key(5, int, "F: random (patch, position) trials per image, of which SELECT keeps the worst", minimum=1, maximum=10_000)
+    optimizer: OptimizerConfig = _key(OptimizerConfig(), OptimizerConfig, "the inner optimizer, I-FGSM")
+
+    seed: int = _key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
+    precision: str = _key("float32", str, "arithmetic of the network", choices=("float32", "mixed_bfloat16"))
+    jit_compile: bool | str = _key("auto", (bool, str), "compile the step with XLA; auto does on GPUs", choices=("auto", True, False))
+    deterministic: bool = _key(True, bool, "identical weights in every run of one config on one machine; costs speed on GPUs")
+
+    def __post_init__(self):
+        _normalize_and_check(self, "")
+        self._check_network()
+        self._check_patches()
+        if self.label_smoothing > (largest := 1 - 1 / self.n_classes):
+            raise UserError(f"label_smoothing must be in [0, {largest:g}] for {self.n_classes} classes. Received: {self.label_smoothing}")
+        if self.dataset == "demo" and (self.image_size, self.n_classes) != (DEMO_IMAGE_SIZE, DEMO_N_CLASSES):
+            raise UserError(
+                f"dataset: demo needs image_size: {DEMO_IMAGE_SIZE} and n_classes: {DEMO_N_CLASSES}. "
+                f"Received: image_size: {self.image_size}, n_classes: {self.n_classes}"
+            )
+
+    def _check_network(self):
+        if (self.depth - 2) % 6:
+            below = self.depth - (self.depth - 2) % 6
+            raise UserError(f"depth must be 6 n + 2 (8, 14, 20, ...); the nearest are {below} and {below + 6}. Received: {self.depth}")
+        feature_map = math.ceil(self.image_size / 2 ** (self.n_stacks - 1))
+        if feature_map < MIN_FEATURE_MAP:
+            fitting = int(math.log2(max(self.image_size - 1, 1) / (MIN_FEATURE_MAP - 1))) + 1
+            raise UserError(
+                f"images of {self.image_size}x{self.image_size} pixels are too small for n_stacks: {self.n_stacks}: the last feature map would be "
+                f"{feature_map}x{feature_map}, and the network needs at least {MIN_FEATURE_MAP}x{MIN_FEATURE_MAP}. "
+                f"Set n_stacks: {fitting} or a larger image_size. Received: image_size: {self.image_size}"
+            )
+
+    def _check_patches(self):
+        shape = self.patch_shape
+        if len(shape) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape) or shape[2] != 3:
+            raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {list(shape)}")
+        if max(shape[:2]) > self.image_size:
+            raise UserError(f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {list(shape)}")
+
+    @classmethod
+    def from_yaml(cls, path, overrides=()):
+        """Read a config file, the original's `mat.yaml` and saved `config.yaml` included.
+
+        Args:
+            path: the YAML file: a mapping of config keys.
+            overrides: strings `key=value` that replace what the file says; nested keys are written with a dot, values are YAML.
+
+        Returns:
+            The checked config, with the placeholders of `unique_name` filled in.
+
+        Raises:
+            UserError: the file cannot be read, is not the YAML of such a mapping, or has an unknown key or a wrong value.
+        """
+        values = _read_mapping(path)
+        for override in overrides:
+            _apply_override(values, override)
+        try:
+            return _build(cls, values, "").resolve_unique_name()
+        except UserError as error:
+            source = f"{path} with --set {' '.join(overrides)}" if overrides else path
+            raise UserError(f"{source}: {error}") from None
+
+    def to_yaml(self, path):
+        """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""
+        values = asdict(self)
+        values["patch_shape"] = list(self.patch_shape)
+        values["unique_name"] = self.unique_name.replace("{", "{{").replace("}", "}}")
+        with open(path, "w", encoding="utf-8") as file:
+            yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
+
+    def resolve_unique_name(self):
+        """Fill in the placeholders of `unique_name`; path separators in values become `_`, lists are joined by `_`.
+
+        Raises:
+            UserError: an unknown placeholder, or a name that leads out of `base_result_dir`.
+        """
+        values = _printable(asdict(self))
+        values |= {"id": uuid.uuid4().hex[:8], "date": datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")}
+        try:
+            name = self.unique_name.format(**values)
+        except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"unique_name may use {{date}}, {{id}} and config keys such as {{seed}} or {{optimizer[n_iterations]}}. "
+                f"Received: {self.unique_name!r} ({error})"
+            ) from None
+        parts = pathlib.PurePath(name).parts
+        if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts:
+            raise UserError(f"unique_name must name a directory below base_result_dir. Received: {name!r}")
+        return replace(self, unique_name=name)
+
+    @property
+    def result_dir(self):
+        """Where this run writes: `base_result_dir/unique_name`."""
+        return pathlib.Path(self.base_result_dir) / self.unique_name
+
+
+def _printable(value):
+    """A value as `unique_name` shows it."""
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return "_".join(map(str, value))
+    return value.replace(os.sep, "_") if isinstance(value, str) else value
+
+
+# Reading YAML: safe, strict, and with the original's two tags.
+
+ORIGINAL_TAGS = ("config.PatchTrainingConfig", "config.OptimizerConfig")
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """A safe loader with YAML 1.2 floats (`1e-4` is a number), the original's two tags, and no duplicate keys."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node.value, str) else None
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def refuse_tag(self, node):
+        """Constructor of every tag that YAML's core schema does not define."""
+        raise yaml.constructor.ConstructorError(
+            None, None, f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not allowed; only plain values are", node.start_mark
+        )
+
+
+_ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+for _name in ORIGINAL_TAGS:
+    _ConfigLoader.add_constructor(f"tag:yaml.org,2002:python/object:{_name}", lambda loader, node: loader.construct_mapping(node, deep=True))
+_ConfigLoader.add_constructor(None, _ConfigLoader.refuse_tag)
+
+
+def _read_mapping(path):
+    """The mapping that a YAML file holds."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file. Give the path of a YAML file, such as configs/mat.yaml") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}. Give the path of a YAML file, such as configs/mat.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not a valid config: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values (key: value). Received: {_shown(values)}")
+    return values
+
+
+def _one_line(error):
+    """What a YAML error says, in one line with its position."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _apply_override(values, override):
+    """Put `key=value` (nested: `section.key=value`) into the mapping."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {override!r}")
+    try:
+        value = yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from None
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: {section} is not a section of the config")
+    values[key] = value
+
+
+def _build(cls, values, prefix):
+    """An instance of a config dataclass from a mapping, nested sections included."""
+    known = {f.name: f for f in fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(_unknown_key(prefix, name, known))
+        kind = known[name].metadata["kind"]
+        if isinstance(kind, type) and issubclass(kind, OptimizerConfig):
+            if not isinstance(value, dict):
+                raise UserError(f"{name} must be a section of keys. Received: {_shown(value)}")
+            value = _build(kind, value, f"{name}.")
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _unknown_key(prefix, name, known):
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys are: {', '.join(prefix + key for key in known)}"
+    return f"unknown key {prefix}{name}. {hint}"

@@ -1,0 +1,17 @@
+"""The ways a run can end that are not a bug; `mat.train` turns each into its exit status."""
+
+
+class UserError(Exception):
+    """The user's input is at fault: one message that names file, key and value and says what to do. Exit status 2."""
+
+
+class NonFiniteLossError(Exception):
+    """The training loss or a gradient became NaN or infinite. Exit status 3."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and it stopped after a whole step. Exit status 128 + the signal's number."""
+
+    def __init__(self, message, signal_number):
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

@@ -1,0 +1,95 @@
+"""The ResNet of the original: post-activation blocks, weight-standardized convolutions, strip normalization."""
+
+import zlib
+
+import keras
+
+from mat.models.convolutional import StandardizedConv2D
+from mat.models.groupnormalization import StripNormalization
+
+GROUPS = 8
+EPSILON = 1e-5
+POOL_SIZE = 8
+
+NORMALIZATIONS = {
+    "strip": ("group_normalization", lambda **kwargs: StripNormalization(GROUPS, EPSILON, **kwargs)),
+    "group": ("channel_group_normalization", lambda **kwargs: keras.layers.GroupNormalization(GROUPS, epsilon=EPSILON, **kwargs)),
+    "batch": ("batch_normalization", lambda **kwargs: keras.layers.BatchNormalization(epsilon=EPSILON, **kwargs)),
+    "layer": ("layer_normalization", lambda **kwargs: keras.layers.LayerNormalization(axis=[1, 2, 3], epsilon=EPSILON, **kwargs)),
+    "none": ("none", None),
+}
+
+
+class _Layers:
+    """Makes the layers of one model, named as the original's weights file names them: by kind, in order of creation."""
+
+    def __init__(self, normalization, precision, seed):
+        self.normalization = normalization
+        self.precision = precision
+        self.seed = seed
+        self.counts = {}
+
+    def name(self, kind):
+        """The next name of a kind: `conv2d`, `conv2d_1`, ..."""
+        count = self.counts[kind] = self.counts.get(kind, -1) + 1
+        return kind if count == 0 else f"{kind}_{count}"
+
+    def initializer(self, name):
+        """He-normal with a seed of the layer's own; equal seeds would give kernels of equal shape equal values."""
+        return keras.initializers.HeNormal(seed=zlib.crc32(f"{self.seed}/{name}".encode()))
+
+    def conv(self, x, filters, kernel_size, strides=1):
+        name = self.name("conv2d")
+        arguments = {"strides": strides, "kernel_initializer": self.initializer(name), "name": name, "dtype": self.precision}
+        if kernel_size == 1:
+            return keras.layers.Conv2D(filters, kernel_size, padding="same", **arguments)(x)
+        return StandardizedConv2D(filters, kernel_size, **arguments)(x)
+
+    def norm(self, x):
+        kind, layer = NORMALIZATIONS[self.normalization]
+        return x if layer is None else layer(name=self.name(kind), dtype=self.precision)(x)
+
+    def relu(self, x):
+        return keras.layers.Activation("relu", name=self.name("activation"), dtype=self.precision)(x)
+
+    def add(self, x, y):
+        return keras.layers.Add(name=self.name("add"), dtype=self.precision)([x, y])
+
+    def logits(self, x, n_classes):
+        x = keras.layers.AveragePooling2D(POOL_SIZE, name="average_pooling2d", dtype=self.precision)(x)
+        x = keras.layers.Flatten(name="flatten", dtype=self.precision)(x)
+        dense = keras.layers.Dense(n_classes, kernel_initializer=self.initializer("dense"), name="dense", dtype=self.precision)
+        # Where the original has its softmax stand the logits, in float32 under every precision.
+        return keras.layers.Activation("linear", name=self.name("activation"), dtype="float32")(dense(x))
+
+
+def create_resnet(*, image_size, n_classes, depth, width, n_stacks, normalization, precision="float32", seed=0):
+    """The original's `resnet_v1` as a Keras model that gives logits.
+
+    Args:
+        image_size: height and width of the images; the last feature map, ceil(image_size / 2^(n_stacks - 1)), must be at least 8x8.
+        n_classes: number of logits.
+        depth: 6 n + 2 for n blocks in each of the original's three-stack networks: n = (depth - 2) // 6 blocks a stack here too.
+        width: 16 * width filters in the first stack, doubled in each next one.
+        n_stacks: number of stacks; each but the first starts with stride 2.
+        normalization: strip | group | batch | layer | none.
+        precision: float32 | mixed_bfloat16, a Keras dtype policy.
+        seed: seed of the initial weights.
+
+    Returns:
+        keras.Model: float images [B, H, W, 3] in [0, 1] -> logits float32 [B, n_classes].
+    """
+    layers = _Layers(normalization, precision, seed)
+    filters = 16 * width
+    inputs = keras.Input((image_size, image_size, 3), name="input_1")
+    x = layers.relu(layers.norm(layers.conv(inputs, filters, 3)))
+    for stack in range(n_stacks):
+        for block in range((depth - 2) // 6):
+            downsample = stack > 0 and block == 0
+            y = layers.relu(layers.norm(layers.conv(x, filters, 3, strides=2 if downsample else 1)))
+            y = layers.conv(y, filters, 3)
+            if downsample:
+                x = layers.conv(x, filters, 1, strides=2)
+            x = layers.relu(layers.add(x, layers.norm(y)))
+        filters *= 2
+    return keras.Model(inputs, layers.logits(x, n_classes), name="resnet_v1")

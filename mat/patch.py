@@ -1,0 +1,189 @@
+"""Patches: the bank of meta-patches, and how patches are applied, drawn, selected and updated.
+
+Shapes: `B` images a batch, `F` trials an image, `P` meta-patches in the bank, images `H` x `W`, patches `h` x `w`.
+Images and patches are float32 in [0, 1]; offsets are (row, column) of a patch's upper left corner in pixels.
+Steps are named as in Algorithm 1 of arXiv:2101.11453.
+"""
+
+import tensorflow as tf
+
+
+class PatchBank(tf.Module):
+    """The meta-patches that are learned along with the model.
+
+    Args:
+        patches: float32 [P, h, w, 3] in [0, 1].
+        targets: int64 [P], the class that each patch drives images to.
+        step_sizes: float32 [P], the I-FGSM step size of each patch, fixed for the whole run.
+    """
+
+    def __init__(self, patches, targets, step_sizes):
+        super().__init__(name="patch_bank")
+        self.patches = tf.Variable(patches, dtype=tf.float32, name="patches")
+        self.targets = tf.Variable(targets, dtype=tf.int64, trainable=False, name="targets")
+        self.step_sizes = tf.Variable(step_sizes, dtype=tf.float32, trainable=False, name="step_sizes")
+
+    def update(self, refined, indices, patch_lr):
+        """REPTILE in place: `reptile_update` on the rows that the batch used. Arguments as there."""
+        rows = _reptile_rows(tf.gather(self.patches, indices), refined, indices, patch_lr)
+        self.patches.scatter_update(tf.IndexedSlices(rows, indices))
+
+
+def initial_targets(n_patches, n_classes):
+    """INIT: target classes round robin, patch i -> class i mod n_classes. Returns int64 [P]."""
+    return tf.range(n_patches, dtype=tf.int64) % n_classes
+
+
+def initial_step_sizes(n_patches, *, min_step_size, max_step_size, seed):
+    """INIT: one I-FGSM step size a patch, log-uniform in [min_step_size, max_step_size].
+
+    Args:
+        n_patches: P.
+        seed: int32 [2], a stateless seed.
+
+    Returns:
+        float32 [P].
+    """
+    from tensorflow_probability import bijectors, distributions  # takes most of a second to import
+
+    uniform = distributions.Uniform(tf.math.log(min_step_size), tf.math.log(max_step_size))
+    log_uniform = distributions.TransformedDistribution(uniform, bijectors.Exp())
+    return tf.clip_by_value(log_uniform.sample(n_patches, seed=seed), min_step_size, max_step_size)
+
+
+def random_patches(n_patches, patch_shape, *, seed):
+    """INIT with `patch_initialization: random`: uniform noise in [0, 1]. Returns float32 [P, h, w, 3]."""
+    return tf.random.stateless_uniform([n_patches, *patch_shape], seed)
+
+
+def resize_to_patches(images, patch_shape):
+    """INIT with `patch_initialization: data`: images [P, H, W, 3] shrunk to [P, h, w, 3] by the legacy bilinear resize."""
+    resized = tf.raw_ops.ResizeBilinear(images=images, size=patch_shape[:2], align_corners=False, half_pixel_centers=False)
+    return tf.clip_by_value(resized, 0.0, 1.0)
+
+
+def apply_patches(images, patches, offsets):
+    """Paste one patch into each image.
+
+    Args:
+        images: float32 [B, H, W, 3].
+        patches: float32 [B, h, w, 3], h <= H and w <= W.
+        offsets: int32 [B, 2] = (row, column) of the patch's corner, within 0..H-h and 0..W-w.
+
+    Returns:
+        float32 [B, H, W, 3]. Pixels are copied exactly; gradients flow to images and patches.
+    """
+    images, patches = tf.convert_to_tensor(images), tf.convert_to_tensor(patches)
+    offsets = tf.cast(offsets, tf.int32)
+    image_shape, patch_shape = images.shape, patches.shape
+    height, width = image_shape[1:3]
+    patch_height, patch_width = patch_shape[1:3]
+
+    # Row and column within the patch of every image pixel: [B, H, 1] and [B, 1, W].
+    rows = (tf.range(height)[tf.newaxis] - offsets[:, 0, tf.newaxis])[:, :, tf.newaxis]
+    columns = (tf.range(width)[tf.newaxis] - offsets[:, 1, tf.newaxis])[:, tf.newaxis, :]
+    inside = ((rows >= 0) & (rows < patch_height) & (columns >= 0) & (columns < patch_width))[..., tf.newaxis]  # [B, H, W, 1]
+    source = tf.clip_by_value(rows, 0, patch_height - 1) * patch_width + tf.clip_by_value(columns, 0, patch_width - 1)  # [B, H, W]
+
+    # Position in the image of every patch pixel, [B, h, w]: the gradient is a gather too, not a slow and unordered scatter.
+    image_rows = offsets[:, 0, tf.newaxis, tf.newaxis] + tf.range(patch_height)[:, tf.newaxis]
+    image_columns = offsets[:, 1, tf.newaxis, tf.newaxis] + tf.range(patch_width)[tf.newaxis]
+    destination = image_rows * width + image_columns
+
+    @tf.custom_gradient
+    def paste(images, patches):
+        canvas = tf.gather(_flat_pixels(patches), source, batch_dims=1)  # [B, H, W, 3]
+
+        def gradient(upstream):
+            return tf.where(inside, 0.0, upstream), tf.gather(_flat_pixels(upstream), destination, batch_dims=1)
+
+        return tf.where(inside, canvas, images), gradient
+
+    return paste(images, patches)
+
+
+def _flat_pixels(images):
+    """[B, H, W, 3] -> [B, H * W, 3]."""
+    return tf.reshape(images, [tf.shape(images)[0], images.shape[1] * images.shape[2], images.shape[3]])
+
+
+def draw_trials(seed, *, n_trials, batch_size, n_patches, image_shape, patch_shape):
+    """The random (patch, position) trials of SELECT. Patches are drawn with replacement, positions uniformly.
+
+    Only integers are drawn: they are the same with XLA and without.
+
+    Args:
+        seed: int32 [2], a stateless seed.
+        image_shape: (H, W, ...), patch_shape: (h, w, ...).
+
+    Returns:
+        indices int64 [F, B] in 0..P-1 and offsets int32 [F, B, 2] in 0..H-h and 0..W-w, both ends included.
+    """
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    shape = [n_trials, batch_size]
+    indices = tf.random.stateless_uniform(shape, seeds[0], 0, n_patches, tf.int64)
+    rows = tf.random.stateless_uniform(shape, seeds[1], 0, image_shape[0] - patch_shape[0] + 1, tf.int32)
+    columns = tf.random.stateless_uniform(shape, seeds[2], 0, image_shape[1] - patch_shape[1] + 1, tf.int32)
+    return indices, tf.stack([rows, columns], axis=-1)
+
+
+def select_patches(loss_fn, bank_patches, trial_indices, trial_offsets):
+    """SELECT^F: for each image, the trial with the largest loss; on a tie the earlier one.
+
+    Args:
+        loss_fn: patches [B, h, w, 3], offsets [B, 2] -> losses [B]; MAT gives the cross-entropy of the true label, also for
+            targeted attacks. It is not called when F = 1.
+        bank_patches: float32 [P, h, w, 3].
+        trial_indices: integers [F, B] in 0..P-1.
+        trial_offsets: int32 [F, B, 2].
+
+    Returns:
+        indices [B] and offsets [B, 2] of the selected trials, in the dtypes of the trials.
+    """
+    trial_indices, trial_offsets = tf.convert_to_tensor(trial_indices), tf.convert_to_tensor(trial_offsets)
+    n_trials = trial_indices.shape[0]
+    if n_trials == 1:
+        return trial_indices[0], trial_offsets[0]
+
+    def trial_loss(trial):
+        return loss_fn(tf.gather(bank_patches, trial_indices[trial]), trial_offsets[trial])
+
+    def keep_worse(trial, best_loss, indices, offsets):
+        loss = trial_loss(trial)
+        worse = loss > best_loss
+        indices = tf.where(worse, trial_indices[trial], indices)
+        offsets = tf.where(worse[:, tf.newaxis], trial_offsets[trial], offsets)
+        return trial + 1, tf.maximum(loss, best_loss), indices, offsets
+
+    first = (1, trial_loss(0), trial_indices[0], trial_offsets[0])
+    _, _, indices, offsets = tf.while_loop(lambda trial, *_: trial < n_trials, keep_worse, first, maximum_iterations=n_trials - 1)
+    return indices, offsets
+
+
+def reptile_update(bank_patches, refined, indices, patch_lr):
+    """REPTILE: bank <- (1 - patch_lr) bank + patch_lr * refined, for the patches that the batch used.
+
+    A patch used by several images moves towards the mean of its refined copies; the others stay as they are.
+
+    Args:
+        bank_patches: float32 [P, h, w, 3].
+        refined: float32 [B, h, w, 3], the refined copies.
+        indices: integers [B] in 0..P-1, the patch that each copy came from.
+        patch_lr: sigma in [0, 1].
+
+    Returns:
+        float32 [P, h, w, 3].
+    """
+    rows = _reptile_rows(tf.gather(bank_patches, indices), refined, indices, patch_lr)
+    return tf.tensor_scatter_nd_update(bank_patches, tf.convert_to_tensor(indices)[:, tf.newaxis], rows)
+
+
+def _reptile_rows(used, refined, indices, patch_lr):
+    """The updated patch of every image, [B, h, w, 3]; images that share a patch get equal rows. `used` are the patches before."""
+    indices = tf.convert_to_tensor(indices)
+    batch_size = indices.shape[0]
+    same = indices[:, tf.newaxis] == indices[tf.newaxis, :]  # [B, B]
+    first = tf.argmax(same, axis=1, output_type=tf.int32)  # the first image with the same patch
+    counts = tf.reduce_sum(tf.cast(same, tf.float32), axis=1)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    means = tf.gather(tf.math.unsorted_segment_sum(refined, first, batch_size), first) / counts
+    return (1.0 - patch_lr) * used + patch_lr * means

@@ -1,0 +1,147 @@
+"""The compiled training step: Algorithm 1 of arXiv:2101.11453 for one batch.
+
+Shapes: `B` images a batch, `F` trials an image, `P` meta-patches, images `H` x `W`, patches `h` x `w`.
+"""
+
+import keras
+import tensorflow as tf
+
+from mat.attack import i_fgsm
+from mat.models.convolutional import StandardizedConv2D
+from mat.patch import apply_patches, draw_trials, select_patches
+from mat.seeds import stream_seed
+
+MOMENTUM = 0.9
+
+
+class TrainingStep(tf.Module):
+    """SELECT, I-FGSM, REPTILE and OPT in one `tf.function`, with the state that they change.
+
+    Args:
+        model: images [B, H, W, 3] -> logits [B, n_classes].
+        bank: the `PatchBank`, or None for plain training without patches.
+        n_trials: F.
+        n_iterations: K.
+        targeted: whether I-FGSM drives each image to its patch's target class.
+        patch_lr: sigma of the Reptile update.
+        weight_decay: factor of the sum of squared convolution kernels in the loss (no factor one half).
+        seed: the config's seed.
+        jit_compile: compile with XLA, as a whole.
+
+    The state is `model`, `bank`, `optimizer` (its `learning_rate` is for the caller to set), `step` (the next step's number), and the
+    sums over the steps since `reset_metrics`.
+    """
+
+    def __init__(self, model, bank, *, n_trials, n_iterations, targeted, patch_lr, weight_decay, seed, jit_compile):
+        super().__init__(name="training_step")
+        self.model = model
+        self.bank = bank
+        self.n_trials = n_trials
+        self.n_iterations = n_iterations
+        self.targeted = targeted
+        self.patch_lr = patch_lr
+        self.weight_decay = weight_decay
+        self.trial_seed = stream_seed(seed, "trials")
+        self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM)
+        self.optimizer.build(model.trainable_variables)
+        self.decayed_kernels = [layer.kernel for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D))]
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.failed_step = tf.Variable(-1, dtype=tf.int64, trainable=False, name="failed_step")
+        self.n_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="n_steps")
+        self.loss_sum = tf.Variable(0.0, trainable=False, name="loss_sum")
+        self.accuracy_sum = tf.Variable(0.0, trainable=False, name="accuracy_sum")
+        self.train_on_batch = tf.function(self._train_on_batch, jit_compile=jit_compile, autograph=False)
+
+    def _train_on_batch(self, images, labels):
+        """One step on images float32 [B, H, W, 3] and one-hot or smoothed labels [B, n_classes]; returns the loss and the accuracy.
+
+        A step whose loss or gradients are not finite changes no weights and no patches, nor does any later one: `failed_step` is
+        its number, -1 before.
+        """
+        patched, refined, indices = self._attack(images, labels) if self.bank is not None else (images, None, None)
+        loss, accuracy, gradients = self._loss_and_gradients(patched, labels)
+        self._commit(loss, accuracy, gradients, refined, indices)
+        return loss, accuracy
+
+    def _attack(self, images, labels):
+        """Draw trials for this step and patch the images with refined patches."""
+        trial_indices, trial_offsets = draw_trials(
+            tf.random.experimental.stateless_fold_in(self.trial_seed, self.step),
+            n_trials=self.n_trials,
+            batch_size=images.shape[0],
+            n_patches=self.bank.patches.shape[0],
+            image_shape=images.shape[1:],
+            patch_shape=self.bank.patches.shape[1:],
+        )
+        indices, offsets = self.select(images, labels, trial_indices, trial_offsets)
+        refined = self.refine(images, labels, indices, offsets)
+        return apply_patches(images, refined, offsets), refined, indices
+
+    def select(self, images, labels, trial_indices, trial_offsets):
+        """SELECT: the trial of the largest loss of the true label, also for targeted attacks. Returns indices [B], offsets [B, 2]."""
+
+        def loss_fn(patches, offsets):
+            return cross_entropy(labels, self.model(apply_patches(images, patches, offsets), training=False))
+
+        return select_patches(loss_fn, self.bank.patches, trial_indices, trial_offsets)
+
+    def refine(self, images, labels, indices, offsets):
+        """I-FGSM: the selected patches, refined on their images at their fixed offsets, float32 [B, h, w, 3]."""
+        if self.targeted:  # targets are never smoothed
+            labels = tf.one_hot(tf.gather(self.bank.targets, indices), labels.shape[-1])
+
+        def loss_fn(patches):
+            return cross_entropy(labels, self.model(apply_patches(images, patches, offsets), training=False))
+
+        return i_fgsm(
+            loss_fn,
+            tf.gather(self.bank.patches, indices),
+            step_sizes=tf.gather(self.bank.step_sizes, indices),
+            n_iterations=self.n_iterations,
+            targeted=self.targeted,
+        )
+
+    def _loss_and_gradients(self, images, labels):
+        """OPT, first half: batch-mean cross-entropy with the L2 term, accuracy, and the gradients of the model's weights."""
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            loss = tf.reduce_mean(cross_entropy(labels, logits))
+            loss += self.weight_decay * tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in self.decayed_kernels])
+        return loss, tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32)), tape.gradient(loss, self.model.trainable_variables)
+
+    def _commit(self, loss, accuracy, gradients, refined, indices):
+        """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite."""
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
+        self.failed_step.assign(tf.where(finite | (self.failed_step >= 0), self.failed_step, self.step))
+
+        def commit():
+            if self.bank is not None:
+                self.bank.update(refined, indices, self.patch_lr)
+            self.optimizer.apply(gradients, self.model.trainable_variables)
+            self.step.assign_add(1)
+            self.n_steps.assign_add(1)
+            self.loss_sum.assign_add(loss)
+            self.accuracy_sum.assign_add(accuracy)
+            return True
+
+        tf.cond(self.failed_step < 0, commit, lambda: False)
+
+    def metrics(self):
+        """Mean (loss, accuracy) over the steps since `reset_metrics`, as floats; NaN before the first."""
+        n_steps = int(self.n_steps) or float("nan")
+        return float(self.loss_sum) / n_steps, float(self.accuracy_sum) / n_steps
+
+    def reset_metrics(self):
+        """Start the means of `metrics` afresh."""
+        for variable in (self.n_steps, self.loss_sum, self.accuracy_sum):
+            variable.assign(tf.zeros_like(variable))
+
+
+def cross_entropy(labels, logits):
+    """Cross-entropy [B] of logits [B, n_classes] against label distributions of the same shape."""
+    return tf.nn.softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+
+def is_correct(labels, logits):
+    """Whether the largest logit is that of the true class, bool [B]."""
+    return tf.argmax(logits, axis=-1) == tf.argmax(labels, axis=-1)
