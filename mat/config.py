@@ -49,7 +49,9 @@ def _normalize_and_check(config, prefix):
                 raise UserError(f"{name} must be one of {allowed}. Received: {_shown(value)}")
             continue
         if not isinstance(value, rule["kind"]) or (isinstance(value, bool) and rule["kind"] is not bool):
-            raise UserError(f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {_shown(value)}")
+            raise UserError(
+                f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {_shown(value)}"
+            )
         if not _in_range(value, rule):
             raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {_shown(value)}")
 
@@ -109,7 +111,9 @@ class PatchTrainingConfig:
     """
 
     base_result_dir: str = _key("results", str, "directory that holds the result directories of all runs")
-    unique_name: str = _key("mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}")
+    unique_name: str = _key(
+        "mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}"
+    )
     dataset: str = _key("tiny_imagenet", str, "what data_dir holds; demo makes its own images there", choices=("tiny_imagenet", "demo"))
     data_dir: str = _key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord")
     image_size: int = _key(64, int, "height and width of the images, pixels", minimum=8, maximum=4096)
@@ -125,7 +129,9 @@ class PatchTrainingConfig:
 
     n_epochs: int = _key(75, int, "passes over the training images", minimum=1, maximum=1_000_000)
     batch_size: int = _key(128, int, "images per step", minimum=1, maximum=1_000_000)
-    initial_lr: float = _key(0.033, float, "learning rate of the first epoch, decayed to 0 by a cosine over n_epochs", above=0, maximum=1000)
+    initial_lr: float = _key(
+        0.033, float, "learning rate of the first epoch, decayed to 0 by a cosine over n_epochs", above=0, maximum=1000
+    )
     weight_decay: float = _key(1e-4, float, "factor of the sum of squared convolution kernels in the loss", minimum=0, maximum=1000)
     label_smoothing: float = _key(0.0, float, "probability mass moved from the true class to the others", minimum=0, maximum=1)
 
@@ -133,7 +139,9 @@ class PatchTrainingConfig:
     patch_shape: tuple = _key((24, 24, 3), tuple, "height, width and channels of a patch, pixels")
     patch_initialization: str = _key("data", str, "meta-patches start as shrunken training images or as noise", choices=("data", "random"))
     patch_lr: float = _key(0.25, float, "sigma: rate of the Reptile update of the bank", minimum=0, maximum=1)
-    n_patch_trials: int = _key(5, int, "F: random (patch, position) trials per image, of which SELECT keeps the worst", minimum=1, maximum=10_000)
+    n_patch_trials: int = _key(
+        5, int, "F: random (patch, position) trials per image, of which SELECT keeps the worst", minimum=1, maximum=10_000
+    )
     optimizer: OptimizerConfig = _key(OptimizerConfig(), OptimizerConfig, "the inner optimizer, I-FGSM")
 
     seed: int = _key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
@@ -171,7 +179,9 @@ class PatchTrainingConfig:
         if len(shape) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape) or shape[2] != 3:
             raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {list(shape)}")
         if max(shape[:2]) > self.image_size:
-            raise UserError(f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {list(shape)}")
+            raise UserError(
+                f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {list(shape)}"
+            )
 
     @classmethod
     def from_yaml(cls, path, overrides=()):
@@ -267,7 +277,9 @@ _ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 for _name in ORIGINAL_TAGS:
-    _ConfigLoader.add_constructor(f"tag:yaml.org,2002:python/object:{_name}", lambda loader, node: loader.construct_mapping(node, deep=True))
+    _ConfigLoader.add_constructor(
+        f"tag:yaml.org,2002:python/object:{_name}", lambda loader, node: loader.construct_mapping(node, deep=True)
+    )
 _ConfigLoader.add_constructor(None, _ConfigLoader.refuse_tag)
 
 

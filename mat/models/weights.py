@@ -76,7 +76,9 @@ def _read_layers(path):
         raise UserError(f"{path}: no such weights file. Give initial_weights the path of an .h5 file, or null") from None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a weights file in the original's HDF5 layout ({reason}). Give a file that save_weights wrote") from None
+        raise UserError(
+            f"{path}: not a weights file in the original's HDF5 layout ({reason}). Give a file that save_weights wrote"
+        ) from None
 
 
 def _names(attribute):

@@ -1,0 +1,29 @@
+# make train [CONFIG=configs/mat.yaml] [ARGS="--set n_epochs=2"], make test, make check; each makes its own .venv first.
+# PYTHON=python3.12 picks another interpreter for it.
+
+CONFIG ?= configs/demo.yaml
+ARGS ?=
+SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+INSTALLED = .venv/installed
+
+.PHONY: train test lint check
+
+train: $(INSTALLED)
+	@.venv/bin/python mat/train.py $(CONFIG) $(ARGS)
+
+test: $(INSTALLED)
+	.venv/bin/python -m pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+check: lint test
+
+$(INSTALLED): requirements.txt setup.py
+	@$(or $(PYTHON),python3) -c '$(SUPPORTED)' || { echo "Python 3.10 to 3.13 is needed. Received: $$($(or $(PYTHON),python3) --version 2>&1). Set PYTHON=..." >&2; exit 2; }
+	@echo "Setting up .venv with $$($(PYTHON) --version); this takes a minute or two"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,80 @@
+"""The demo's procedural data set: ten classes of patterns, 32x32 pixels, in the records of Tiny ImageNet.
+
+A class is a pattern that fills the image, in random colors, at random scale, phase and place, under noise. Its contrast is low, so
+that a small patch of high contrast can drown it: a plainly trained network is right on nearly every clean image and wrong on most
+patched ones, though most of the pattern stays in sight.
+"""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from mat.data.records import SPLITS, make_example, record_path, write_records
+
+IMAGE_SIZE = 32
+N_TRAIN = 4000
+N_VALIDATION = 1000
+JPEG_QUALITY = 95
+
+PERIOD = (5.0, 9.0)  # of the pattern, pixels
+CONTRAST = (0.25, 0.5)  # between the two colors, root mean square over the channels
+NOISE = 0.03  # standard deviation
+
+
+def _coordinates(rng):
+    """Row and column of every pixel in units of a random period, from a random origin: two float arrays [32, 32]."""
+    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] / rng.uniform(*PERIOD)
+    return rows - rng.uniform(0, 4), columns - rng.uniform(0, 4)
+
+
+def _wave(x):
+    return np.sin(2 * np.pi * x)
+
+
+def _cell(x):
+    """Distance to the center of the unit cell, in [0, 0.5]."""
+    return np.abs(x - np.floor(x) - 0.5)
+
+
+# Each pattern is a function of (row, column), in periods, positive on one color and negative on the other; mirroring keeps its class.
+PATTERNS = {
+    "horizontal stripes": lambda r, c: _wave(r),
+    "vertical stripes": lambda r, c: _wave(c),
+    "diagonal stripes": lambda r, c: _wave((r + c) / np.sqrt(2)),
+    "checkerboard": lambda r, c: _wave(r) * _wave(c),
+    "rings": lambda r, c: _wave(np.hypot(r - 2, c - 2)),
+    "dots": lambda r, c: 0.3 - np.hypot(_cell(r), _cell(c)),
+    "grid": lambda r, c: np.maximum(_cell(r), _cell(c)) - 0.36,
+    "zigzag": lambda r, c: _wave(r + 2 * _cell(c)),
+    "spokes": lambda r, c: _wave(4 / np.pi * np.arctan2(r - 2, c - 2)),
+    "bricks": lambda r, c: np.maximum(_cell(2 * r), _cell(c + np.floor(2 * r) / 2)) - 0.36,
+}
+
+
+def draw_image(label, rng):
+    """One image of class `label`, uint8 [32, 32, 3], drawn from a NumPy generator."""
+    pattern = list(PATTERNS.values())[label]
+    sign = np.clip(8 * pattern(*_coordinates(rng)), -1, 1)[..., np.newaxis]  # [32, 32, 1], soft edges
+    direction = rng.normal(size=3)
+    contrast = rng.uniform(*CONTRAST) * direction / np.sqrt(np.mean(direction**2))
+    image = rng.uniform(0.3, 0.7, size=3) + sign * contrast / 2 + rng.normal(scale=NOISE, size=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def make_demo(data_dir, seed=0):
+    """Write the demo's `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `words.txt` into `data_dir`."""
+    data_dir = pathlib.Path(data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    wnids = [f"demo{label:02d}" for label in range(len(PATTERNS))]
+    (data_dir / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids))
+    (data_dir / "words.txt").write_text("".join(f"{wnid}\t{words}\n" for wnid, words in zip(wnids, PATTERNS, strict=True)))
+    for stream, (split, n_images) in enumerate(zip(SPLITS, (N_TRAIN, N_VALIDATION), strict=False)):
+        rng = np.random.default_rng([seed, stream])
+        labels = rng.permutation(np.arange(n_images) % len(PATTERNS))
+        write_records(record_path(data_dir, split), (_example(int(label), wnids, rng) for label in labels))
+
+
+def _example(label, wnids, rng):
+    jpeg = tf.io.encode_jpeg(draw_image(label, rng), quality=JPEG_QUALITY).numpy()
+    return make_example(jpeg, wnids[label], label, (0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1))

@@ -1,0 +1,249 @@
+"""TFRecords -> `tf.data`: reading and checking the records, the original's augmentation, shuffled epochs.
+
+Shapes: `N` examples, `B` images a batch. Images are float32 in [0, 1].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from mat.data import records as schema
+from mat.errors import UserError
+from mat.seeds import generator, stream_seed
+
+CROP_AREA = (0.5, 1.0)
+CROP_ASPECT_RATIO = (0.75, 1.33)
+CROP_ATTEMPTS = 20
+SATURATION = (0.5, 2.0)
+
+PARSE_BATCH = 1024
+FEATURES = {
+    schema.IMAGE: tf.io.FixedLenFeature([], tf.string, ""),
+    schema.LABEL: tf.io.FixedLenFeature([], tf.int64, -1),
+}
+
+
+class Records(NamedTuple):
+    """All examples of a split, in the order of the file: encoded images (a tf.string tensor [N]) and labels (int64 array [N])."""
+
+    path: str
+    images: tf.Tensor
+    labels: np.ndarray
+
+
+def read_records(data_dir, split, *, n_classes):
+    """Read a split into memory, still encoded (215 MB for all of Tiny ImageNet), and check every record.
+
+    Args:
+        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
+        split: "train" | "validation".
+        n_classes: labels must be in 0 .. n_classes - 1.
+
+    Returns:
+        Records.
+
+    Raises:
+        UserError: the file is missing, truncated or empty, or a record has no label, a label out of range, or no decodable image; the
+            message names file and record.
+    """
+    path = schema.record_path(data_dir, split)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file (data_dir: {data_dir}). Make it from the official archive or folder of Tiny ImageNet: "
+            f"python -m mat.data.convert SOURCE {data_dir}, or download the archive too: python -m mat.data.convert --download {data_dir}"
+        )
+    file = tf.data.TFRecordDataset(str(path))
+    parsed = file.batch(PARSE_BATCH).map(lambda batch: tf.io.parse_example(batch, FEATURES), num_parallel_calls=tf.data.AUTOTUNE)
+    try:
+        batches = [(batch[schema.IMAGE], batch[schema.LABEL].numpy()) for batch in parsed]
+    except tf.errors.DataLossError:
+        intact = _count_intact(file)
+        raise UserError(f"{path}: truncated or corrupt after {intact} intact records. Make the file again with mat.data.convert") from None
+    except tf.errors.InvalidArgumentError:
+        bad = _count_intact(file.map(lambda record: tf.io.parse_single_example(record, FEATURES)))
+        raise UserError(f"{path}: record {bad} is not an example of an image and a label. {_REMAKE}") from None
+    if not batches:
+        raise UserError(f"{path}: no records. {_REMAKE}")
+    records = Records(str(path), tf.concat([images for images, _ in batches], 0), np.concatenate([labels for _, labels in batches]))
+    _check_labels(records, n_classes)
+    _check_images(records)
+    return records
+
+
+_REMAKE = "Make the file again with mat.data.convert"
+
+
+def _count_intact(dataset):
+    """How many elements a data set gives before it fails."""
+    count = 0
+    try:
+        for count, _ in enumerate(dataset, start=1):
+            pass
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        pass
+    return count
+
+
+def _check_labels(records, n_classes):
+    wrong = np.flatnonzero((records.labels < 0) | (records.labels >= n_classes))
+    if not wrong.size:
+        return
+    record, label = wrong[0], records.labels[wrong[0]]
+    if label == -1:
+        raise UserError(f"{records.path}: record {record} has no label (feature {schema.LABEL}). {_REMAKE}")
+    raise UserError(
+        f"{records.path}: record {record} has the label {label}, and n_classes: {n_classes} allows 0 .. {n_classes - 1}. "
+        "Set n_classes to the number of classes in wnids.txt"
+    )
+
+
+def _check_images(records):
+    """Decode every image once: a hundred thousand take seconds, and a run of hours does not end on a bad one."""
+    decoded = tf.data.Dataset.from_tensor_slices(records.images).map(
+        lambda image: tf.size(_decode(image)), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    try:
+        decoded.reduce(np.int64(0), lambda count, _: count + 1)
+    except tf.errors.InvalidArgumentError:
+        bad = _count_intact(decoded)
+        raise UserError(f"{records.path}: record {bad} has an image that cannot be decoded (feature {schema.IMAGE}). {_REMAKE}") from None
+
+
+def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, label_smoothing=0.0, seed=0, epoch=0):
+    """One epoch of a split as batches; see `read_records` and `make_dataset`, which it combines.
+
+    Returns:
+        tf.data.Dataset of (images float32 [B, image_size, image_size, 3] in [0, 1], labels float32 [B, n_classes]).
+    """
+    records = read_records(data_dir, split, n_classes=n_classes)
+    arguments = {"batch_size": batch_size, "n_classes": n_classes, "image_size": image_size}
+    if split == "train":
+        return train_dataset(records, label_smoothing=label_smoothing, seed=seed, epoch=epoch, **arguments)
+    return validation_dataset(records, **arguments)
+
+
+def train_dataset(records, *, batch_size, n_classes, image_size, label_smoothing, seed, epoch):
+    """One epoch of training batches: all examples shuffled, augmented, the remainder of a batch dropped.
+
+    The order is a function of (seed, epoch), the augmentation of (seed, epoch, example): neither depends on threads.
+
+    Returns:
+        tf.data.Dataset of (images float32 [B, image_size, image_size, 3], smoothed one-hot labels float32 [B, n_classes]).
+    """
+    order = generator(seed, f"order/{epoch}").permutation(len(records.labels))
+    seeds = np.tile(stream_seed(seed, f"augmentation/{epoch}"), (len(order), 1))
+    images = _augmented_images(records, order, seeds, image_size)
+    labels = tf.data.Dataset.from_tensor_slices(records.labels[order])
+    batches = tf.data.Dataset.zip(images, labels).batch(batch_size, drop_remainder=True)
+    return batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))).prefetch(tf.data.AUTOTUNE)
+
+
+def validation_dataset(records, *, batch_size, n_classes, image_size):
+    """All examples in the order of the file, not augmented; the last batch may be smaller. Elements as of `train_dataset`."""
+    images = tf.data.Dataset.from_tensor_slices(records.images)
+    images = images.map(lambda image: resize(_decode(image), image_size), num_parallel_calls=tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)
+    return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
+
+
+def initial_images(records, targets, *, targeted, image_size, seed):
+    """The images that a data-initialized bank starts from (INIT): one augmented training image for each patch.
+
+    The k-th patch of a class gets the k-th example of that class in a shuffled order of its own; where a class has fewer, an example
+    serves again under another augmentation. Only these examples are decoded.
+
+    Args:
+        records: the training records.
+        targets: integers [P], the class of each patch.
+        targeted: False takes any example for any patch, in the shuffled order.
+        image_size: height and width of the images.
+        seed: the config's seed.
+
+    Returns:
+        tf.data.Dataset of P images, float32 [image_size, image_size, 3] in [0, 1].
+
+    Raises:
+        UserError: a target class has no example.
+    """
+    order = generator(seed, "bank/order").permutation(len(records.labels))
+    classes, labels = (targets, records.labels[order]) if targeted else (np.zeros_like(targets), np.zeros_like(order))
+    chosen = {c: np.flatnonzero(labels == c) for c in np.unique(classes)}
+    missing = [int(c) for c in chosen if not chosen[c].size]
+    if missing:
+        raise UserError(
+            f"{records.path}: no image of class {', '.join(map(str, missing[:10]))}, and patch_initialization: data starts a patch of each "
+            "class from an image of it. Set patch_initialization: random, or n_classes to the classes that the file has"
+        )
+    turns = np.array([np.sum(classes[:i] == c) for i, c in enumerate(classes)])  # how many patches of the class come before
+    sizes = np.array([chosen[c].size for c in classes])
+    examples = order[[chosen[c][turn % size] for c, turn, size in zip(classes, turns, sizes, strict=True)]]
+    rounds = turns // sizes
+    seeds = np.stack([stream_seed(seed, f"bank/augmentation/{r}") for r in range(rounds.max() + 1)])
+    return _augmented_images(records, examples, seeds[rounds], image_size)
+
+
+def _augmented_images(records, examples, seeds, image_size):
+    """Images of `examples` [n], each augmented by the draws of its row of `seeds` [n, 2] and its own index."""
+
+    def load(example, seed):
+        image = _decode(tf.gather(records.images, example))
+        return augment(image, image_size, tf.random.experimental.stateless_fold_in(seed, example))
+
+    return tf.data.Dataset.from_tensor_slices((examples, seeds)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def augment(image, image_size, seed):
+    """The original's augmentation: random crop, flip and saturation, then the resize.
+
+    The crop covers 50-100 % of the area at an aspect ratio of 0.75-1.33, in up to 20 attempts, else it is the whole image.
+
+    Args:
+        image: float32 [H, W, 3] in [0, 1].
+        image_size: height and width of the result.
+        seed: int32 [2], a stateless seed.
+
+    Returns:
+        float32 [image_size, image_size, 3] in [0, 1].
+    """
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image), whole, seeds[0], aspect_ratio_range=CROP_ASPECT_RATIO, area_range=CROP_AREA, max_attempts=CROP_ATTEMPTS
+    )
+    image = tf.slice(image, begin, size)
+    image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+    image = tf.image.stateless_random_saturation(image, *SATURATION, seeds[2])
+    return resize(image, image_size)
+
+
+def resize(image, image_size):
+    """Legacy bicubic resize, as of TensorFlow 1 (no half-pixel centers, no anti-aliasing), clipped to [0, 1].
+
+    Args:
+        image: float32 [H, W, 3].
+        image_size: height and width of the result.
+
+    Returns:
+        float32 [image_size, image_size, 3]; the image itself where it has that size.
+    """
+    size = [image_size, image_size]
+    resized = tf.raw_ops.ResizeBicubic(images=image[tf.newaxis], size=size, align_corners=False, half_pixel_centers=False)
+    return tf.clip_by_value(resized[0], 0.0, 1.0)
+
+
+def smooth_one_hot(labels, n_classes, label_smoothing):
+    """One-hot labels, clipped to [s / (n_classes - 1), 1 - s] where the smoothing s is above 0.
+
+    Args:
+        labels: integers [B].
+
+    Returns:
+        float32 [B, n_classes], each row a distribution.
+    """
+    return tf.clip_by_value(tf.one_hot(labels, n_classes), label_smoothing / (n_classes - 1), 1.0 - label_smoothing)
+
+
+def _decode(encoded):
+    """Encoded image -> float32 [H, W, 3] in [0, 1]; grayscale becomes RGB."""
+    return tf.image.convert_image_dtype(tf.io.decode_jpeg(encoded, channels=3), tf.float32)

@@ -1,0 +1,138 @@
+"""The result directory of a run: what is written, where, and how it replaces what was there."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from mat.config import PatchTrainingConfig
+from mat.errors import UserError
+from mat.models import save_weights
+
+CONFIG = "config.yaml"
+LOG = "log.csv"
+LOG_COLUMNS = ("Epoch", "Train Loss", "Train Accuracy", "Valid Accuracy")
+PATCHES = "patches.npz"
+PATCHES_PICTURE = "patches.png"
+CHECKPOINTS = "checkpoints"
+EVENTS = "events"
+CHECKPOINTS_TO_KEEP = 2
+
+MAX_PATCHES_SHOWN = 1000
+MAX_PATCHES_IN_EVENTS = 64
+CELL = 48  # pixels: small patches are enlarged towards it in the picture
+
+
+class ResultDirectory:
+    """`base_result_dir/unique_name` of a config.
+
+    Nothing is written before `create`; the constructor only finds out whether the run may use the directory.
+
+    Args:
+        config: the run's config.
+        resume: whether to continue the run that is in the directory.
+
+    Raises:
+        UserError: the directory exists and `resume` is not set, cannot be made, or holds the run of another config.
+    """
+
+    def __init__(self, config, *, resume=False):
+        self.path = config.result_dir
+        self._config = config
+        if self.path.exists() and not resume:
+            raise UserError(
+                f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
+                f"{{date}} or {{id}} into it, remove the directory, or continue its run with: mat/train.py {self.path / CONFIG} --resume"
+            )
+        _check_writable(self.path)
+        if resume and (self.path / CONFIG).exists():
+            _check_same(PatchTrainingConfig.from_yaml(self.path / CONFIG), config, self.path / CONFIG)
+
+    @property
+    def checkpoint(self):
+        """Path prefix of the newest checkpoint, or None."""
+        return tf.train.latest_checkpoint(str(self.path / CHECKPOINTS))
+
+    def create(self, state):
+        """Make the directory and write `config.yaml`; `state` is the `tf.train.Checkpoint` that `save_checkpoint` writes."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._config.to_yaml(self.path / CONFIG)
+        self._checkpoints = tf.train.CheckpointManager(state, str(self.path / CHECKPOINTS), max_to_keep=CHECKPOINTS_TO_KEEP)
+        self._events = tf.summary.create_file_writer(str(self.path / EVENTS))
+
+    def restart_log(self, n_epochs):
+        """Write `log.csv` anew with its header and the first `n_epochs` epochs that it has now."""
+        path = self.path / LOG
+        rows = path.read_text().splitlines()[1 : n_epochs + 1] if n_epochs else []
+        path.write_text("\n".join([";".join(LOG_COLUMNS), *rows, ""]), newline="\r\n")
+
+    def log_epoch(self, epoch, *, loss, accuracy, validation_accuracy, **scalars):
+        """Append an epoch to `log.csv`, in the original's format, and write it and other `scalars` to the TensorBoard events."""
+        with open(self.path / LOG, "a", newline="\r\n") as log:
+            log.write(";".join(f"{value:.3f}" for value in (epoch, loss, accuracy, validation_accuracy)) + "\n")
+        scalars = {"train/loss": loss, "train/accuracy": accuracy, "validation/accuracy": validation_accuracy} | scalars
+        with self._events.as_default(step=epoch):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+        self._events.flush()
+
+    def save_weights(self, model, epoch):
+        """Write `tiny_imagenet_weights_{epoch:03d}.h5`, the original's name, also for other data."""
+        save_weights(model, self.path / f"tiny_imagenet_weights_{epoch:03d}.h5")
+
+    def save_patches(self, bank, epoch):
+        """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""
+        patches = bank.patches.numpy()
+        temporary = self.path / f"{PATCHES}.part"
+        with open(temporary, "wb") as file:
+            np.savez(file, patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
+        os.replace(temporary, self.path / PATCHES)
+        picture = tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy()
+        (self.path / PATCHES_PICTURE).write_bytes(picture)
+        with self._events.as_default(step=epoch):
+            tf.summary.image("patches", patch_grid(patches[:MAX_PATCHES_IN_EVENTS])[np.newaxis])
+        self._events.flush()
+
+    def save_checkpoint(self, epoch):
+        """Write the state as a checkpoint and forget all but the newest ones."""
+        self._checkpoints.save(epoch)
+
+
+def patch_grid(patches):
+    """A picture of patches, row by row in a grid about as wide as high, small ones enlarged.
+
+    Args:
+        patches: float32 [P, h, w, 3] in [0, 1], P >= 1.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    n_patches, height, width, _ = patches.shape
+    scale = max(1, round(CELL / max(height, width)))
+    cells = np.round(255 * patches).astype(np.uint8).repeat(scale, axis=1).repeat(scale, axis=2)
+    cells = np.pad(cells, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    n_columns = int(np.ceil(np.sqrt(n_patches)))
+    n_rows = -(-n_patches // n_columns)
+    cells = np.concatenate([cells, np.full((n_rows * n_columns - n_patches, *cells.shape[1:]), 255, np.uint8)])
+    cells = cells.reshape(n_rows, n_columns, *cells.shape[1:])
+    return cells.transpose(0, 2, 1, 3, 4).reshape(n_rows * cells.shape[2], n_columns * cells.shape[3], 3)
+
+
+def _check_writable(path):
+    """Refuse a directory that cannot be made, without making it."""
+    ancestor = path.absolute()
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise UserError(
+            f"{path}: the result directory cannot be made: {ancestor} is not a directory. Change base_result_dir or unique_name"
+        )
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: the result directory cannot be made: no permission to write in {ancestor}. Change base_result_dir")
+
+
+def _check_same(saved, config, path):
+    """Refuse to continue a run under another config."""
+    for key, value in vars(saved).items():
+        if key not in ("base_result_dir", "unique_name") and value != (given := getattr(config, key)):
+            raise UserError(f"{path}: this run has {key}: {value}, and --resume was given {key}: {given}. Resume with the run's own config")

@@ -1,0 +1,175 @@
+"""What the user sees: the console, TensorFlow's start-up noise kept away, progress that is live in a terminal and plain lines in a pipe."""
+
+import contextlib
+import datetime
+import os
+import sys
+import tempfile
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+PLAIN_LINE_SECONDS = 20.0  # between progress lines where the output is not a terminal
+REFRESH_SECONDS = 0.5  # between updates of the live line; an update waits for the device
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+    """Hold back what native code writes to standard error, such as TensorFlow's greetings; shown after all if the block fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def duration(seconds):
+    """A time span in words: `48 s`, `3 min 20 s`, `5 h 12 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def print_facts(title, facts):
+    """Print a title and, aligned below it, names and values."""
+    console.print(f"[bold]{title}[/bold]")
+    for name, value in facts.items():
+        console.print(f"  {name:<{max(map(len, facts))}}  {escape(value)}")
+
+
+class ProgressLine:
+    """A bar with a text beside it, redrawn in place in a terminal; elsewhere the text as a line every 20 seconds.
+
+    Args:
+        total: what `update` counts up to; None if unknown.
+        prefix: a text before the bar.
+    """
+
+    def __init__(self, total, prefix=""):
+        self.total = total
+        self._live = None
+        if console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._live.add_task(prefix, total=total, text="")
+        self._prefix = prefix
+        self._last_line = time.monotonic()
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._live:
+            self._live.stop()
+
+    def update(self, done, text):
+        """Show that `done` of the total is done."""
+        if self._live:
+            self._live.update(self._task, completed=done, text=text)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            console.print(f"{self._prefix} {text}".strip())
+            self._last_line = time.monotonic()
+
+
+def track(items, total, prefix):
+    """Go through `items`, showing how many of `total` are done."""
+    with ProgressLine(total, prefix) as line:
+        for done, item in enumerate(items, start=1):
+            yield item
+            if done % 100 == 0 or done == total:
+                line.update(done, f"{done}/{total}")
+
+
+class TrainingProgress:
+    """The progress of a training run: loss, accuracy, images/s and time left, and an estimate once the first steps have run.
+
+    Args:
+        n_epochs: epochs of the whole run.
+        steps_per_epoch: steps in each.
+        batch_size: images in a step.
+        first_epoch: the epoch that this process starts with.
+    """
+
+    ESTIMATE_AFTER_STEPS = 10
+
+    def __init__(self, *, n_epochs, steps_per_epoch, batch_size, first_epoch=0):
+        self.n_epochs, self.steps_per_epoch, self.batch_size = n_epochs, steps_per_epoch, batch_size
+        self.first_step = first_epoch * steps_per_epoch
+        self.total_steps = n_epochs * steps_per_epoch
+        self.images_per_second = 0.0
+        self._line = ProgressLine(self.total_steps)
+        self._started = self._epoch_started = time.monotonic()
+        self._after_first_step = None
+        self._last_update = (self._started, self.first_step)
+        self._estimated = False
+
+    def __enter__(self):
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self._line.__exit__(*exception)
+
+    def due(self, done):
+        """Whether to call `update` after step number `done` of the run, counted from 1."""
+        if done == self.first_step + 1:
+            return True
+        if not self._estimated and done == self.first_step + self.ESTIMATE_AFTER_STEPS:
+            return True
+        return time.monotonic() - self._last_update[0] >= REFRESH_SECONDS
+
+    def update(self, done, loss, accuracy):
+        """Show the state after step number `done` of the run: means over the epoch so far."""
+        now = time.monotonic()
+        before, done_before = self._last_update
+        self._last_update = (now, done)
+        if done == self.first_step + 1:  # the step that traces and compiles tells nothing about the next ones
+            self._after_first_step = now
+            return
+        self.images_per_second = (done - done_before) * self.batch_size / max(now - before, 1e-9)
+        seconds_per_step = (now - self._after_first_step) / (done - self.first_step - 1)
+        left = seconds_per_step * (self.total_steps - done)
+        if not self._estimated and done >= self.first_step + min(self.ESTIMATE_AFTER_STEPS, self.total_steps - self.first_step):
+            self._estimated = True
+            end = datetime.datetime.now() + datetime.timedelta(seconds=left)
+            console.print(
+                f"First step {self._after_first_step - self._started:.1f} s with tracing, then {seconds_per_step:.3f} s a step: "
+                f"about {duration(left)} to go, until {end:%H:%M}"
+            )
+        epoch, step = divmod(done - 1, self.steps_per_epoch)
+        self._line.update(
+            done,
+            f"epoch {epoch + 1}/{self.n_epochs}  step {step + 1}/{self.steps_per_epoch}  loss {loss:.3f}  accuracy {accuracy:.3f}  "
+            f"{self.images_per_second:.0f} images/s  {duration(left)} left",
+        )
+
+    def end_epoch(self, epoch, *, loss, accuracy, validation_accuracy):
+        """Print the line of a finished epoch."""
+        now = time.monotonic()
+        seconds, self._epoch_started = now - self._epoch_started, now
+        console.print(
+            f"epoch {epoch + 1}/{self.n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (patched)  "
+            f"validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}"
+        )

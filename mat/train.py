@@ -1,0 +1,75 @@
+"""Command line: train a model with meta adversarial training as a YAML file says."""
+
+import argparse
+import pathlib
+import sys
+
+if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from mat.config import PatchTrainingConfig
+from mat.errors import NonFiniteLossError, Stopped, UserError
+from mat.terminal import console, quiet_stderr
+
+STATUS = """exit status:
+  0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
+  130 Ctrl-C; 143 SIGTERM; 1 a bug"""
+
+
+def parse_arguments(arguments):
+    """The parsed command line; `--help` and wrong usage end the process."""
+    parser = argparse.ArgumentParser(
+        prog="mat-train",
+        description="Train an image classifier that is robust against universal patches, with meta adversarial training (arXiv:2101.11453).",
+        epilog=STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="YAML file, such as configs/mat.yaml or configs/demo.yaml; README.md lists its keys"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="replace a key of the config; nested keys as in optimizer.n_iterations=3; may be given several times",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in the result directory after its last complete epoch")
+    return parser.parse_args(arguments)
+
+
+def train(arguments):
+    """Read the config, then train; the config is reported on before the seconds that TensorFlow takes to import."""
+    config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set)
+    console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
+    with quiet_stderr():
+        import tensorflow as tf
+
+        from mat.trainer import Trainer
+
+        tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
+    Trainer(config, resume=arguments.resume).fit()
+
+
+def main(arguments=None):
+    """Run the command; returns the exit status."""
+    try:
+        train(parse_arguments(arguments))
+    except UserError as error:
+        return _report(error, 2)
+    except NonFiniteLossError as error:
+        return _report(error, 3)
+    except Stopped as stop:
+        return _report(stop, stop.exit_status)
+    except KeyboardInterrupt:
+        return _report("Interrupted", 130)
+    return 0
+
+
+def _report(message, status):
+    print(f"mat-train: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

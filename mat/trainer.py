@@ -1,0 +1,313 @@
+"""The training loop: what a run is made of, its epochs, validation and stopping."""
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+
+import tensorflow as tf
+
+from mat import __version__
+from mat.data.demo import make_demo
+from mat.data.records import record_path
+from mat.data.tiny_imagenet import initial_images, read_records, train_dataset, validation_dataset
+from mat.errors import NonFiniteLossError, Stopped, UserError
+from mat.models import create_model, load_weights
+from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
+from mat.results import CONFIG, LOG, PATCHES, PATCHES_PICTURE, ResultDirectory
+from mat.seeds import stream_seed
+from mat.step import TrainingStep, is_correct
+from mat.terminal import TrainingProgress, console, duration, print_facts
+
+
+class Trainer:
+    """A training run: `Trainer(config).fit()`.
+
+    The constructor finds, reads and checks all that the run needs and writes nothing, but for the demo's data set where it is missing.
+
+    Args:
+        config: a `PatchTrainingConfig`.
+        resume: continue after the last complete epoch of the run in the result directory, or start afresh where there is none.
+
+    Raises:
+        UserError: the data, the weights or the result directory cannot be used, or do not fit the config.
+    """
+
+    def __init__(self, config, *, resume=False):
+        self.config = config
+        self.results = ResultDirectory(config, resume=resume)
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self.train_records, self.validation_records = _read_data(config)
+        self.steps_per_epoch = len(self.train_records.labels) // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{self.train_records.path}: {len(self.train_records.labels)} training images do not fill one batch of batch_size: "
+                f"{config.batch_size}. Set a smaller batch_size"
+            )
+        self.jit_compile = bool(tf.config.list_physical_devices("GPU")) if config.jit_compile == "auto" else config.jit_compile
+        self.model = create_model(config)
+        if config.initial_weights is not None:
+            load_weights(self.model, config.initial_weights)
+        self.bank = sample_patches(config, self.train_records) if config.n_patches else None
+        self.step = TrainingStep(
+            self.model,
+            self.bank,
+            n_trials=config.n_patch_trials,
+            n_iterations=config.optimizer.n_iterations,
+            targeted=config.optimizer.targeted_attack,
+            patch_lr=config.patch_lr,
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+            jit_compile=self.jit_compile,
+        )
+        self._count_correct = tf.function(self._count_correct_in_batch, jit_compile=self.jit_compile, autograph=False)
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")  # the next epoch to train
+        self.state = tf.train.Checkpoint(step=self.step, epoch=self.epoch)
+        if resume:
+            self._restore()
+
+    def _restore(self):
+        """Take over the state of the newest checkpoint in the result directory."""
+        if self.results.checkpoint is None:
+            console.print(f"{self.results.path}: no checkpoint to resume from; starting afresh")
+            return
+        self.state.restore(self.results.checkpoint).assert_consumed()
+        console.print(f"{self.results.path}: resuming after epoch {int(self.epoch)} of {self.config.n_epochs}")
+
+    def fit(self):
+        """Train, validate and save for the epochs that are left.
+
+        Returns:
+            Clean validation accuracy after each of these epochs, a list of floats in [0, 1].
+
+        Raises:
+            NonFiniteLossError: the loss or a gradient became NaN or infinite; weights and patches stay those of the step before.
+            Stopped: SIGINT or SIGTERM came; the step in hand was completed.
+            UserError: the result directory cannot be written.
+        """
+        first_epoch = int(self.epoch)
+        if first_epoch >= self.config.n_epochs:
+            console.print(f"{self.results.path}: this run is finished; nothing is left to train")
+            return []
+        self._print_plan()
+        started = time.monotonic()
+        accuracies = []
+        try:
+            self.results.create(self.state)
+            self.results.restart_log(first_epoch)
+            progress = TrainingProgress(
+                n_epochs=self.config.n_epochs,
+                steps_per_epoch=self.steps_per_epoch,
+                batch_size=self.config.batch_size,
+                first_epoch=first_epoch,
+            )
+            with _stop_signals() as signals, progress:
+                for epoch in range(first_epoch, self.config.n_epochs):
+                    self._train_epoch(epoch, progress, signals)
+                    accuracies.append(self._finish_epoch(epoch, progress))
+        except OSError as error:
+            raise UserError(f"{error.filename or self.results.path}: cannot be written: {error.strerror or error}") from None
+        self._print_summary(accuracies, time.monotonic() - started)
+        return accuracies
+
+    def _train_epoch(self, epoch, progress, signals):
+        """One pass over the training images."""
+        config = self.config
+        self.step.optimizer.learning_rate.assign(learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr))
+        self.step.reset_metrics()
+        batches = train_dataset(
+            self.train_records,
+            batch_size=config.batch_size,
+            n_classes=config.n_classes,
+            image_size=config.image_size,
+            label_smoothing=config.label_smoothing,
+            seed=config.seed,
+            epoch=epoch,
+        )
+        for done, (images, labels) in enumerate(batches, start=epoch * self.steps_per_epoch + 1):
+            self.step.train_on_batch(images, labels)
+            if progress.due(done):
+                self._check_finite()
+                progress.update(done, *self.step.metrics())
+            if signals.received:
+                raise Stopped(self._stopped_message(epoch, done - epoch * self.steps_per_epoch), signals.received)
+        self._check_finite()
+
+    def _finish_epoch(self, epoch, progress):
+        """Validate, log and save; returns the clean validation accuracy."""
+        loss, accuracy = self.step.metrics()
+        validation_accuracy = self.validate()
+        self.results.save_weights(self.model, epoch)
+        if self.bank is not None:
+            self.results.save_patches(self.bank, epoch)
+        self.results.log_epoch(
+            epoch,
+            loss=loss,
+            accuracy=accuracy,
+            validation_accuracy=validation_accuracy,
+            learning_rate=float(self.step.optimizer.learning_rate),
+            images_per_second=progress.images_per_second,
+        )
+        self.epoch.assign(epoch + 1)
+        self.results.save_checkpoint(epoch)
+        progress.end_epoch(epoch, loss=loss, accuracy=accuracy, validation_accuracy=validation_accuracy)
+        return validation_accuracy
+
+    def validate(self):
+        """Clean accuracy on all validation images, a float in [0, 1]."""
+        config = self.config
+        batches = validation_dataset(
+            self.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size
+        )
+        return sum(int(self._count_correct(*_padded(images, labels, config.batch_size))) for images, labels in batches) / len(
+            self.validation_records.labels
+        )
+
+    def _count_correct_in_batch(self, images, labels, n_images):
+        """How many of the first `n_images` images of a batch are classified correctly."""
+        correct = is_correct(labels, self.model(images, training=False))
+        return tf.math.count_nonzero(correct & (tf.range(images.shape[0]) < n_images))
+
+    def _check_finite(self):
+        """Stop the run if a step was not finite."""
+        step = int(self.step.failed_step)
+        if step < 0:
+            return
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        raise NonFiniteLossError(
+            f"the loss or its gradient became NaN or infinite at step {step} (epoch {epoch + 1}, step {step_in_epoch + 1}). Weights and patches "
+            f"were left as they were before it. Try a lower initial_lr (now {self.config.initial_lr}), a larger batch_size (now "
+            f"{self.config.batch_size}), normalization: strip (now {self.config.normalization}) or precision: float32 (now "
+            f"{self.config.precision})"
+        )
+
+    def _stopped_message(self, epoch, step):
+        """Where a run stopped and how it goes on."""
+        done = f"epoch {epoch} is saved" if epoch else "no epoch was complete"
+        return (
+            f"Stopped after epoch {epoch + 1}, step {step} of {self.steps_per_epoch}; {done}. "
+            f"Continue with: mat/train.py {self.results.path / CONFIG} --resume"
+        )
+
+    def _print_plan(self):
+        """What the run will do."""
+        config, optimizer = self.config, self.config.optimizer
+        height, width, _ = config.patch_shape
+        kind = "targeted" if optimizer.targeted_attack else "untargeted"
+        n_epochs = config.n_epochs - int(self.epoch)
+        plan = {
+            "device": _device(),
+            "data": f"{config.data_dir}: {len(self.train_records.labels):,} training and {len(self.validation_records.labels):,} validation "
+            f"images of {config.image_size}x{config.image_size}, {config.n_classes} classes",
+            "network": f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization, "
+            f"{self.model.count_params():,} parameters, {config.precision}, XLA {'on' if self.jit_compile else 'off'}",
+            "weights": f"from {config.initial_weights}" if config.initial_weights else f"initialized from seed {config.seed}",
+            "patches": f"{config.n_patches:,} of {height}x{width}, started from {config.patch_initialization}; a step makes "
+            f"{config.n_patch_trials} trials and {optimizer.n_iterations} {kind} I-FGSM iterations"
+            if self.bank
+            else "none: plain training",
+            "steps": f"{n_epochs} epochs x {self.steps_per_epoch} steps of {config.batch_size} images = {n_epochs * self.steps_per_epoch:,} steps",
+            "results": str(self.results.path),
+        }
+        print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
+
+    def _print_summary(self, accuracies, seconds):
+        """How the run went and what it left."""
+        epochs = range(self.config.n_epochs - len(accuracies), self.config.n_epochs)
+        best = max(range(len(accuracies)), key=accuracies.__getitem__)
+        files = [LOG, f"tiny_imagenet_weights_{epochs[-1]:03d}.h5", *((PATCHES, PATCHES_PICTURE) if self.bank else ())]
+        summary = {
+            "clean validation accuracy": f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch {epochs[best] + 1}",
+            "time": duration(seconds),
+            "results": f"{self.results.path}: {', '.join(files)}",
+            "curves": f"tensorboard --logdir {self.results.path}",
+        }
+        print_facts("Done", summary)
+
+
+def sample_patches(config, train_records):
+    """INIT of Algorithm 1: P tuples of meta-patch, target class and step size.
+
+    Args:
+        config: a `PatchTrainingConfig`.
+        train_records: the training `Records`, whose images start the patches where `patch_initialization` is `data`.
+
+    Returns:
+        PatchBank.
+
+    Raises:
+        UserError: a target class has no training image to start from.
+    """
+    targets = initial_targets(config.n_patches, config.n_classes)
+    if config.patch_initialization == "random":
+        patches = random_patches(config.n_patches, config.patch_shape, seed=stream_seed(config.seed, "bank/patches"))
+    else:
+        targeted = config.optimizer.targeted_attack
+        images = initial_images(train_records, targets.numpy(), targeted=targeted, image_size=config.image_size, seed=config.seed)
+        patches = tf.concat([resize_to_patches(batch, config.patch_shape) for batch in images.batch(1000)], axis=0)
+    step_sizes = initial_step_sizes(
+        config.n_patches,
+        min_step_size=config.optimizer.min_step_size,
+        max_step_size=config.optimizer.max_step_size,
+        seed=stream_seed(config.seed, "bank/step_sizes"),
+    )
+    return PatchBank(patches, targets, step_sizes)
+
+
+def learning_rate(epoch, *, n_epochs, initial_lr):
+    """Cosine schedule of the learning rate, from `initial_lr` in epoch 0 towards 0 at `n_epochs`."""
+    return initial_lr / 2 * (1 + math.cos(math.pi * epoch / n_epochs))
+
+
+def _read_data(config):
+    """The training and validation records, the demo's made first where they are missing."""
+    try:
+        if config.dataset == "demo" and not record_path(config.data_dir, "train").exists():
+            console.print(f"{config.data_dir}: making the demo's data set")
+            make_demo(config.data_dir)
+    except OSError as error:
+        raise UserError(f"{error.filename or config.data_dir}: cannot be written: {error.strerror}. Change data_dir") from None
+    return tuple(read_records(config.data_dir, split, n_classes=config.n_classes) for split in ("train", "validation"))
+
+
+def _padded(images, labels, batch_size):
+    """A batch filled up to `batch_size`, so that every batch has one shape and is compiled once, and how many images it has."""
+    n_images = images.shape[0]
+    missing = batch_size - n_images
+    return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), tf.pad(labels, [[0, missing], [0, 0]]), tf.constant(n_images)
+
+
+class _Signals:
+    """The signal that asked the run to stop, 0 before."""
+
+    received = 0
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """Within the block the first SIGINT or SIGTERM is noted, for the loop to stop after the step; a second SIGINT interrupts at once."""
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield signals
+        return
+
+    def note(number, _):
+        signals.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _device():
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)

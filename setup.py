@@ -1,0 +1,24 @@
+"""Package metadata. The dependencies and their tested ranges are in requirements.txt."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+root = pathlib.Path(__file__).parent
+requirements = [line for line in (root / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+version = re.search(r'__version__ = "(.+)"', (root / "mat" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="meta-adversarial-training",
+    version=version,
+    description="Meta adversarial training (MAT) against universal patches, in TensorFlow 2",
+    long_description=(root / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="AGPL-3.0-only",
+    packages=find_packages(include=["mat", "mat.*"]),
+    python_requires=">=3.10,<3.14",
+    install_requires=requirements,
+    extras_require={"plots": ["matplotlib>=3.8,<4"], "dev": ["pytest>=8,<10", "ruff>=0.9,<1"]},
+    entry_points={"console_scripts": ["mat-train=mat.train:main"]},
+)
