@@ -8,13 +8,13 @@ import difflib
 import math
 import os
 import pathlib
-import re
 import uuid
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import yaml
 
 from mat.errors import UserError
+from mat.yaml_reader import apply_override, read_mapping, shown
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
@@ -45,15 +45,15 @@ def _normalize_and_check(config, prefix):
         object.__setattr__(config, f.name, value)
         if rule["choices"]:
             if not any(value is choice or (isinstance(value, str) and value == choice) for choice in rule["choices"]):
-                allowed = ", ".join(_shown(choice) for choice in rule["choices"])
-                raise UserError(f"{name} must be one of {allowed}. Received: {_shown(value)}")
+                allowed = ", ".join(shown(choice) for choice in rule["choices"])
+                raise UserError(f"{name} must be one of {allowed}. Received: {shown(value)}")
             continue
         if not isinstance(value, rule["kind"]) or (isinstance(value, bool) and rule["kind"] is not bool):
             raise UserError(
-                f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {_shown(value)}"
+                f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {shown(value)}"
             )
         if not _in_range(value, rule):
-            raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {_shown(value)}")
+            raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {shown(value)}")
 
 
 def _in_range(value, rule):
@@ -71,14 +71,6 @@ def _allowed(rule):
         return ""
     low = f"[{rule['minimum']}" if rule["above"] is None else f"({rule['above']}"
     return f" in {low}, {rule['maximum']}]"
-
-
-def _shown(value):
-    """A value as a message shows it: short, and in YAML's words."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +161,8 @@ class PatchTrainingConfig:
         if feature_map < MIN_FEATURE_MAP:
             fitting = int(math.log2(max(self.image_size - 1, 1) / (MIN_FEATURE_MAP - 1))) + 1
             raise UserError(
-                f"images of {self.image_size}x{self.image_size} pixels are too small for n_stacks: {self.n_stacks}: the last feature map would be "
-                f"{feature_map}x{feature_map}, and the network needs at least {MIN_FEATURE_MAP}x{MIN_FEATURE_MAP}. "
+                f"images of {self.image_size}x{self.image_size} pixels are too small for n_stacks: {self.n_stacks}: the last feature map "
+                f"would be {feature_map}x{feature_map}, and the network needs at least {MIN_FEATURE_MAP}x{MIN_FEATURE_MAP}. "
                 f"Set n_stacks: {fitting} or a larger image_size. Received: image_size: {self.image_size}"
             )
 
@@ -197,9 +189,9 @@ class PatchTrainingConfig:
         Raises:
             UserError: the file cannot be read, is not the YAML of such a mapping, or has an unknown key or a wrong value.
         """
-        values = _read_mapping(path)
+        values = read_mapping(path)
         for override in overrides:
-            _apply_override(values, override)
+            apply_override(values, override)
         try:
             return _build(cls, values, "").resolve_unique_name()
         except UserError as error:
@@ -249,81 +241,6 @@ def _printable(value):
     return value.replace(os.sep, "_") if isinstance(value, str) else value
 
 
-# Reading YAML: safe, strict, and with the original's two tags.
-
-ORIGINAL_TAGS = ("config.PatchTrainingConfig", "config.OptimizerConfig")
-
-
-class _ConfigLoader(yaml.SafeLoader):
-    """A safe loader with YAML 1.2 floats (`1e-4` is a number), the original's two tags, and no duplicate keys."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node.value, str) else None
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def refuse_tag(self, node):
-        """Constructor of every tag that YAML's core schema does not define."""
-        raise yaml.constructor.ConstructorError(
-            None, None, f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not allowed; only plain values are", node.start_mark
-        )
-
-
-_ConfigLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-for _name in ORIGINAL_TAGS:
-    _ConfigLoader.add_constructor(
-        f"tag:yaml.org,2002:python/object:{_name}", lambda loader, node: loader.construct_mapping(node, deep=True)
-    )
-_ConfigLoader.add_constructor(None, _ConfigLoader.refuse_tag)
-
-
-def _read_mapping(path):
-    """The mapping that a YAML file holds."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file. Give the path of a YAML file, such as configs/mat.yaml") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Give the path of a YAML file, such as configs/mat.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not a valid config: {_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values (key: value). Received: {_shown(values)}")
-    return values
-
-
-def _one_line(error):
-    """What a YAML error says, in one line with its position."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None:
-        return " ".join(str(error).split())
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
-
-
-def _apply_override(values, override):
-    """Put `key=value` (nested: `section.key=value`) into the mapping."""
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {override!r}")
-    try:
-        value = yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from None
-    *sections, key = name.strip().split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set {override}: {section} is not a section of the config")
-    values[key] = value
-
-
 def _build(cls, values, prefix):
     """An instance of a config dataclass from a mapping, nested sections included."""
     known = {f.name: f for f in fields(cls)}
@@ -334,7 +251,7 @@ def _build(cls, values, prefix):
         kind = known[name].metadata["kind"]
         if isinstance(kind, type) and issubclass(kind, OptimizerConfig):
             if not isinstance(value, dict):
-                raise UserError(f"{name} must be a section of keys. Received: {_shown(value)}")
+                raise UserError(f"{name} must be a section of keys. Received: {shown(value)}")
             value = _build(kind, value, f"{name}.")
         arguments[name] = value
     return cls(**arguments)

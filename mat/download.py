@@ -48,10 +48,11 @@ def _fetch(url, part):
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{start}":  # nothing is missing
-            return None
+            return
         if error.code == 416:  # the partial file is not of this address
             part.unlink()
-            return _fetch(url, part)
+            _fetch(url, part)
+            return
         raise
     with response:
         if response.status != 206:  # the server sends the whole file again

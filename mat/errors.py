@@ -9,7 +9,7 @@ class NonFiniteLossError(Exception):
     """The training loss or a gradient became NaN or infinite. Exit status 3."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A signal asked the run to stop, and it stopped after a whole step. Exit status 128 + the signal's number."""
 
     def __init__(self, message, signal_number):

@@ -7,6 +7,8 @@ Steps are named as in Algorithm 1 of arXiv:2101.11453.
 
 import tensorflow as tf
 
+from mat.seeds import draw_integers, split
+
 
 class PatchBank(tf.Module):
     """The meta-patches that are learned along with the model.
@@ -110,8 +112,6 @@ def _flat_pixels(images):
 def draw_trials(seed, *, n_trials, batch_size, n_patches, image_shape, patch_shape):
     """The random (patch, position) trials of SELECT. Patches are drawn with replacement, positions uniformly.
 
-    Only integers are drawn: they are the same with XLA and without.
-
     Args:
         seed: int32 [2], a stateless seed.
         image_shape: (H, W, ...), patch_shape: (h, w, ...).
@@ -119,11 +119,11 @@ def draw_trials(seed, *, n_trials, batch_size, n_patches, image_shape, patch_sha
     Returns:
         indices int64 [F, B] in 0..P-1 and offsets int32 [F, B, 2] in 0..H-h and 0..W-w, both ends included.
     """
-    seeds = tf.random.experimental.stateless_split(seed, 3)
+    seeds = split(seed, 3)
     shape = [n_trials, batch_size]
-    indices = tf.random.stateless_uniform(shape, seeds[0], 0, n_patches, tf.int64)
-    rows = tf.random.stateless_uniform(shape, seeds[1], 0, image_shape[0] - patch_shape[0] + 1, tf.int32)
-    columns = tf.random.stateless_uniform(shape, seeds[2], 0, image_shape[1] - patch_shape[1] + 1, tf.int32)
+    indices = draw_integers(shape, seeds[0], n_patches, tf.int64)
+    rows = draw_integers(shape, seeds[1], image_shape[0] - patch_shape[0] + 1, tf.int32)
+    columns = draw_integers(shape, seeds[2], image_shape[1] - patch_shape[1] + 1, tf.int32)
     return indices, tf.stack([rows, columns], axis=-1)
 
 

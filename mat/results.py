@@ -77,8 +77,12 @@ class ResultDirectory:
         self._events.flush()
 
     def save_weights(self, model, epoch):
-        """Write `tiny_imagenet_weights_{epoch:03d}.h5`, the original's name, also for other data."""
-        save_weights(model, self.path / f"tiny_imagenet_weights_{epoch:03d}.h5")
+        """Write the weights after an epoch, counted from 0."""
+        save_weights(model, self.weights_path(epoch))
+
+    def weights_path(self, epoch):
+        """The weights file of an epoch, counted from 0: the original's name, also for other data."""
+        return self.path / f"tiny_imagenet_weights_{epoch:03d}.h5"
 
     def save_patches(self, bank, epoch):
         """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""

@@ -1,12 +1,16 @@
-"""Seeds of independent random streams.
+"""Seeds of independent random streams, and the draws that the compiled step makes.
 
 Every random draw of a run has a seed made of the config's seed, the name of its stream and the index of the step or example,
-so that it depends neither on threads nor on what was drawn before.
+so that it depends neither on threads nor on what was drawn before. The algorithm is named, because TensorFlow's own choice is another
+one under XLA; and the compiled step draws integers only, because XLA rounds floats its own way.
 """
 
 import zlib
 
 import numpy as np
+import tensorflow as tf
+
+ALGORITHM = "philox"
 
 
 def stream_seed(seed, name):
@@ -17,3 +21,18 @@ def stream_seed(seed, name):
 def generator(seed, name):
     """NumPy generator of the stream `name`, for draws on the host."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def fold_in(seed, index):
+    """Seed of one step or example of a stream: int32 [2] from a seed int32 [2] and an integer."""
+    return tf.random.experimental.stateless_fold_in(seed, index, alg=ALGORITHM)
+
+
+def split(seed, n):
+    """`n` independent seeds made of one: int32 [n, 2]."""
+    return tf.random.experimental.stateless_split(seed, n, alg=ALGORITHM)
+
+
+def draw_integers(shape, seed, n, dtype):
+    """Uniform integers in 0 .. n - 1 of an integer dtype, the same with XLA and without."""
+    return tf.random.stateless_uniform(shape, seed, 0, n, dtype, alg=ALGORITHM)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from mat.attack import i_fgsm
 from mat.models.convolutional import StandardizedConv2D
 from mat.patch import apply_patches, draw_trials, select_patches
-from mat.seeds import stream_seed
+from mat.seeds import fold_in, stream_seed
 
 MOMENTUM = 0.9
 
@@ -58,15 +58,21 @@ class TrainingStep(tf.Module):
         A step whose loss or gradients are not finite changes no weights and no patches, nor does any later one: `failed_step` is
         its number, -1 before.
         """
-        patched, refined, indices = self._attack(images, labels) if self.bank is not None else (images, None, None)
-        loss, accuracy, gradients = self._loss_and_gradients(patched, labels)
-        self._commit(loss, accuracy, gradients, refined, indices)
+        refined = indices = None
+        if self.bank is not None:
+            images, refined, indices, _ = self.attack(images, labels)
+        loss, accuracy, gradients = self.loss_and_gradients(images, labels)
+        self.commit(loss, accuracy, gradients, refined, indices)
         return loss, accuracy
 
-    def _attack(self, images, labels):
-        """Draw trials for this step and patch the images with refined patches."""
+    def attack(self, images, labels):
+        """Draw this step's trials, then SELECT and I-FGSM.
+
+        Returns:
+            The images with their refined patches, the refined patches, and the indices and offsets that were selected.
+        """
         trial_indices, trial_offsets = draw_trials(
-            tf.random.experimental.stateless_fold_in(self.trial_seed, self.step),
+            fold_in(self.trial_seed, self.step),
             n_trials=self.n_trials,
             batch_size=images.shape[0],
             n_patches=self.bank.patches.shape[0],
@@ -75,7 +81,7 @@ class TrainingStep(tf.Module):
         )
         indices, offsets = self.select(images, labels, trial_indices, trial_offsets)
         refined = self.refine(images, labels, indices, offsets)
-        return apply_patches(images, refined, offsets), refined, indices
+        return apply_patches(images, refined, offsets), refined, indices, offsets
 
     def select(self, images, labels, trial_indices, trial_offsets):
         """SELECT: the trial of the largest loss of the true label, also for targeted attacks. Returns indices [B], offsets [B, 2]."""
@@ -101,7 +107,7 @@ class TrainingStep(tf.Module):
             targeted=self.targeted,
         )
 
-    def _loss_and_gradients(self, images, labels):
+    def loss_and_gradients(self, images, labels):
         """OPT, first half: batch-mean cross-entropy with the L2 term, accuracy, and the gradients of the model's weights."""
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
@@ -109,12 +115,12 @@ class TrainingStep(tf.Module):
             loss += self.weight_decay * tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in self.decayed_kernels])
         return loss, tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32)), tape.gradient(loss, self.model.trainable_variables)
 
-    def _commit(self, loss, accuracy, gradients, refined, indices):
+    def commit(self, loss, accuracy, gradients, refined, indices):
         """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite."""
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
         self.failed_step.assign(tf.where(finite | (self.failed_step >= 0), self.failed_step, self.step))
 
-        def commit():
+        def update():
             if self.bank is not None:
                 self.bank.update(refined, indices, self.patch_lr)
             self.optimizer.apply(gradients, self.model.trainable_variables)
@@ -124,7 +130,7 @@ class TrainingStep(tf.Module):
             self.accuracy_sum.assign_add(accuracy)
             return True
 
-        tf.cond(self.failed_step < 0, commit, lambda: False)
+        tf.cond(self.failed_step < 0, update, lambda: False)
 
     def metrics(self):
         """Mean (loss, accuracy) over the steps since `reset_metrics`, as floats; NaN before the first."""

@@ -8,7 +8,7 @@ if not __package__:  # run as a file: its own directory is on the path, where `c
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from mat.config import PatchTrainingConfig
-from mat.errors import NonFiniteLossError, Stopped, UserError
+from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.terminal import console, quiet_stderr
 
 STATUS = """exit status:
@@ -20,13 +20,11 @@ def parse_arguments(arguments):
     """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(
         prog="mat-train",
-        description="Train an image classifier that is robust against universal patches, with meta adversarial training (arXiv:2101.11453).",
+        description="Train an image classifier to be robust against universal patches, by meta adversarial training (arXiv:2101.11453).",
         epilog=STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "config", metavar="CONFIG", help="YAML file, such as configs/mat.yaml or configs/demo.yaml; README.md lists its keys"
-    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/demo.yaml; README.md lists its keys")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -59,7 +57,7 @@ def main(arguments=None):
         return _report(error, 2)
     except NonFiniteLossError as error:
         return _report(error, 3)
-    except Stopped as stop:
+    except StoppedError as stop:
         return _report(stop, stop.exit_status)
     except KeyboardInterrupt:
         return _report("Interrupted", 130)

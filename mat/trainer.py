@@ -13,7 +13,7 @@ from mat import __version__
 from mat.data.demo import make_demo
 from mat.data.records import record_path
 from mat.data.tiny_imagenet import initial_images, read_records, train_dataset, validation_dataset
-from mat.errors import NonFiniteLossError, Stopped, UserError
+from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.models import create_model, load_weights
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.results import CONFIG, LOG, PATCHES, PATCHES_PICTURE, ResultDirectory
@@ -85,7 +85,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss or a gradient became NaN or infinite; weights and patches stay those of the step before.
-            Stopped: SIGINT or SIGTERM came; the step in hand was completed.
+            StoppedError: SIGINT or SIGTERM came; the step in hand was completed.
             UserError: the result directory cannot be written.
         """
         first_epoch = int(self.epoch)
@@ -133,7 +133,7 @@ class Trainer:
                 self._check_finite()
                 progress.update(done, *self.step.metrics())
             if signals.received:
-                raise Stopped(self._stopped_message(epoch, done - epoch * self.steps_per_epoch), signals.received)
+                raise StoppedError(self._stopped_message(epoch, done - epoch * self.steps_per_epoch), signals.received)
         self._check_finite()
 
     def _finish_epoch(self, epoch, progress):
@@ -178,8 +178,8 @@ class Trainer:
             return
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         raise NonFiniteLossError(
-            f"the loss or its gradient became NaN or infinite at step {step} (epoch {epoch + 1}, step {step_in_epoch + 1}). Weights and patches "
-            f"were left as they were before it. Try a lower initial_lr (now {self.config.initial_lr}), a larger batch_size (now "
+            f"the loss or its gradient became NaN or infinite at step {step} (epoch {epoch + 1}, step {step_in_epoch + 1}). Weights and "
+            f"patches were left as they were before it. Try a lower initial_lr (now {self.config.initial_lr}), a larger batch_size (now "
             f"{self.config.batch_size}), normalization: strip (now {self.config.normalization}) or precision: float32 (now "
             f"{self.config.precision})"
         )
@@ -195,32 +195,37 @@ class Trainer:
     def _print_plan(self):
         """What the run will do."""
         config, optimizer = self.config, self.config.optimizer
-        height, width, _ = config.patch_shape
-        kind = "targeted" if optimizer.targeted_attack else "untargeted"
+        n_train, n_validation = len(self.train_records.labels), len(self.validation_records.labels)
         n_epochs = config.n_epochs - int(self.epoch)
+        n_steps = n_epochs * self.steps_per_epoch
+        height, width, _ = config.patch_shape
+        targeted = "targeted" if optimizer.targeted_attack else "untargeted"
+        patches = (
+            f"{config.n_patches:,} of {height}x{width}, started from {config.patch_initialization}; "
+            f"{config.n_patch_trials} trials and {optimizer.n_iterations} {targeted} I-FGSM iterations a step"
+        )
         plan = {
             "device": _device(),
-            "data": f"{config.data_dir}: {len(self.train_records.labels):,} training and {len(self.validation_records.labels):,} validation "
-            f"images of {config.image_size}x{config.image_size}, {config.n_classes} classes",
+            "data": f"{config.data_dir}: {n_train:,} training and {n_validation:,} validation images "
+            f"of {config.image_size}x{config.image_size}, {config.n_classes} classes",
             "network": f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization, "
             f"{self.model.count_params():,} parameters, {config.precision}, XLA {'on' if self.jit_compile else 'off'}",
             "weights": f"from {config.initial_weights}" if config.initial_weights else f"initialized from seed {config.seed}",
-            "patches": f"{config.n_patches:,} of {height}x{width}, started from {config.patch_initialization}; a step makes "
-            f"{config.n_patch_trials} trials and {optimizer.n_iterations} {kind} I-FGSM iterations"
-            if self.bank
-            else "none: plain training",
-            "steps": f"{n_epochs} epochs x {self.steps_per_epoch} steps of {config.batch_size} images = {n_epochs * self.steps_per_epoch:,} steps",
+            "patches": patches if self.bank else "none: plain training",
+            "steps": f"{n_epochs} epochs x {self.steps_per_epoch} steps of {config.batch_size} images = {n_steps:,} steps",
             "results": str(self.results.path),
         }
         print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
 
     def _print_summary(self, accuracies, seconds):
         """How the run went and what it left."""
-        epochs = range(self.config.n_epochs - len(accuracies), self.config.n_epochs)
+        first_epoch = self.config.n_epochs - len(accuracies)
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
-        files = [LOG, f"tiny_imagenet_weights_{epochs[-1]:03d}.h5", *((PATCHES, PATCHES_PICTURE) if self.bank else ())]
+        weights = self.results.weights_path(self.config.n_epochs - 1).name
+        files = [LOG, weights, *((PATCHES, PATCHES_PICTURE) if self.bank else ())]
+        accuracy = f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch {first_epoch + best + 1}"
         summary = {
-            "clean validation accuracy": f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch {epochs[best] + 1}",
+            "clean validation accuracy": accuracy,
             "time": duration(seconds),
             "results": f"{self.results.path}: {', '.join(files)}",
             "curves": f"tensorboard --logdir {self.results.path}",

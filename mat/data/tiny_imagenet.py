@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from mat.data import records as schema
 from mat.errors import UserError
-from mat.seeds import generator, stream_seed
+from mat.seeds import fold_in, generator, split, stream_seed
 
 CROP_AREA = (0.5, 1.0)
 CROP_ASPECT_RATIO = (0.75, 1.33)
@@ -60,7 +60,7 @@ def read_records(data_dir, split, *, n_classes):
     except tf.errors.DataLossError:
         intact = _count_intact(file)
         raise UserError(f"{path}: truncated or corrupt after {intact} intact records. Make the file again with mat.data.convert") from None
-    except tf.errors.InvalidArgumentError:
+    except _BAD_RECORD:
         bad = _count_intact(file.map(lambda record: tf.io.parse_single_example(record, FEATURES)))
         raise UserError(f"{path}: record {bad} is not an example of an image and a label. {_REMAKE}") from None
     if not batches:
@@ -72,15 +72,16 @@ def read_records(data_dir, split, *, n_classes):
 
 
 _REMAKE = "Make the file again with mat.data.convert"
+_BAD_RECORD = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the second where TensorFlow's message quotes the record's bytes
 
 
 def _count_intact(dataset):
     """How many elements a data set gives before it fails."""
     count = 0
     try:
-        for count, _ in enumerate(dataset, start=1):
-            pass
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        for _ in dataset:
+            count += 1
+    except (tf.errors.DataLossError, *_BAD_RECORD):
         pass
     return count
 
@@ -105,7 +106,7 @@ def _check_images(records):
     )
     try:
         decoded.reduce(np.int64(0), lambda count, _: count + 1)
-    except tf.errors.InvalidArgumentError:
+    except _BAD_RECORD:
         bad = _count_intact(decoded)
         raise UserError(f"{records.path}: record {bad} has an image that cannot be decoded (feature {schema.IMAGE}). {_REMAKE}") from None
 
@@ -188,7 +189,7 @@ def _augmented_images(records, examples, seeds, image_size):
 
     def load(example, seed):
         image = _decode(tf.gather(records.images, example))
-        return augment(image, image_size, tf.random.experimental.stateless_fold_in(seed, example))
+        return augment(image, image_size, fold_in(seed, example))
 
     return tf.data.Dataset.from_tensor_slices((examples, seeds)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -206,7 +207,7 @@ def augment(image, image_size, seed):
     Returns:
         float32 [image_size, image_size, 3] in [0, 1].
     """
-    seeds = tf.random.experimental.stateless_split(seed, 3)
+    seeds = split(seed, 3)
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image), whole, seeds[0], aspect_ratio_range=CROP_ASPECT_RATIO, area_range=CROP_AREA, max_attempts=CROP_ATTEMPTS

@@ -1,0 +1,82 @@
+"""What all tests share: golden values of the original, its small network, and tiny data."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mat.config import PatchTrainingConfig
+from mat.data.demo import draw_image
+from mat.data.records import make_example, record_path, write_records
+from mat.models import create_model, load_weights
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+TINY = {  # a config that trains in seconds, on `tiny_data`
+    "image_size": 16,
+    "n_classes": 4,
+    "depth": 8,
+    "width": 1,
+    "n_stacks": 2,
+    "batch_size": 8,
+    "n_epochs": 2,
+    "n_patches": 6,
+    "patch_shape": [6, 6, 3],
+    "n_patch_trials": 2,
+    "unique_name": "run",
+}
+
+
+def golden(name):
+    """The arrays of `tests/golden/{name}.npz`, float32 images made from their bytes."""
+    arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+    if "images_u8" in arrays:
+        arrays["images"] = arrays["images_u8"].astype(np.float32) / 255
+    return arrays
+
+
+def decode_offsets(randomness, n_positions=40):
+    """The (row, column) that the original reads off a random integer, int32 [..., 2]."""
+    return np.stack([randomness % n_positions, randomness // n_positions % n_positions], axis=-1).astype(np.int32)
+
+
+@pytest.fixture
+def golden_model():
+    """The original's network at width 1 with its golden weights; each test may change its own."""
+    model = create_model(PatchTrainingConfig(width=1))
+    load_weights(model, GOLDEN / "original_w1.h5")
+    return model
+
+
+def write_tiny_split(data_dir, split, labels, **example):
+    """Write 16x16 images of `labels` as a split; `example` replaces arguments of the first record."""
+    rng = np.random.default_rng(len(labels))
+    records = []
+    for i, label in enumerate(labels):
+        arguments = {"jpeg": tf.io.encode_jpeg(draw_image(int(label) % 10, rng)[:16, :16]).numpy(), "wnid": "n0", "label": int(label)}
+        records.append(make_example(**arguments | {"box": (0, 0, 15, 15)} | (example if i == 0 else {})))
+    write_records(record_path(data_dir, split), records)
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """A directory with 32 training and 12 validation images of four classes."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    write_tiny_split(data_dir, "train", np.arange(32) % 4)
+    write_tiny_split(data_dir, "validation", np.arange(12) % 4)
+    return data_dir
+
+
+@pytest.fixture
+def tiny_config(tmp_path, tiny_data):
+    """A function from replaced keys to a `PatchTrainingConfig` on `tiny_data`, with results in `tmp_path/results`."""
+
+    def make(**keys):
+        return PatchTrainingConfig(**TINY | {"data_dir": str(tiny_data), "base_result_dir": str(tmp_path / "results")} | keys)
+
+    return make

@@ -1,0 +1,190 @@
+"""Records -> batches: the original's parsing and augmentation, shuffling, determinism, and records that are at fault."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mat.data.records import SPLITS, make_example
+from mat.data.tiny_imagenet import (
+    augment,
+    initial_images,
+    load_dataset,
+    read_records,
+    resize,
+    smooth_one_hot,
+    train_dataset,
+    validation_dataset,
+)
+from mat.errors import UserError
+from mat.seeds import stream_seed
+from tests.conftest import GOLDEN, golden, write_tiny_split
+
+TINY = {"batch_size": 8, "n_classes": 4, "image_size": 16}
+
+
+@pytest.fixture
+def golden_data(tmp_path):
+    (tmp_path / "validation.tfrecord").write_bytes((GOLDEN / "records_16.tfrecord").read_bytes())
+    (tmp_path / "train.tfrecord").write_bytes((GOLDEN / "records_16.tfrecord").read_bytes())
+    return tmp_path
+
+
+def test_parsed_images_and_labels_equal_the_original(golden_data):
+    z = golden("parser")
+    ((images, labels),) = load_dataset(golden_data, "validation", batch_size=16)
+    assert (images.dtype, labels.dtype) == (tf.float32, tf.float32)
+    assert np.abs(images * 255 - z["images_u8"]).max() <= 1.001
+    np.testing.assert_array_equal(tf.argmax(labels, axis=1), z["labels"])
+    np.testing.assert_array_equal(tf.reduce_sum(labels, axis=1), np.ones(16))
+
+
+def test_smoothed_labels_equal_the_original():
+    z = golden("parser")
+    np.testing.assert_allclose(smooth_one_hot(z["labels"][:4], 200, 0.1), z["one_hot_smoothed_0_1"], atol=1e-7)
+    np.testing.assert_array_equal(smooth_one_hot([1], 3, 0.0), [[0, 1, 0]])
+    np.testing.assert_allclose(tf.reduce_sum(smooth_one_hot([1], 3, 0.3), axis=1), 1, rtol=1e-6)
+
+
+def test_resize_equals_the_original():
+    z = golden("resize")
+    image = z["image_u8"].astype(np.float32) / 255
+    for (row, column, height, width), expected in zip(z["crops"], z["bicubic64"], strict=True):
+        crop = tf.constant(image[row : row + height, column : column + width])
+        np.testing.assert_allclose(resize(crop, 64), expected, atol=1e-4)
+    np.testing.assert_array_equal(resize(tf.constant(image), 64), image)
+
+
+def test_validation_serves_every_image_once_in_order(tiny_data):
+    records = read_records(tiny_data, "validation", n_classes=4)
+    batches = list(validation_dataset(records, **TINY))
+    assert [len(images) for images, _ in batches] == [8, 4]
+    np.testing.assert_array_equal(tf.argmax(tf.concat([y for _, y in batches], 0), axis=1), records.labels)
+
+
+def batches_of(records, epoch=0, seed=0, **arguments):
+    dataset = train_dataset(records, **TINY | {"label_smoothing": 0.0} | arguments, seed=seed, epoch=epoch)
+    images, labels = zip(*dataset, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def test_epochs_repeat_exactly_and_differ_by_seed_and_epoch(tiny_data):
+    records = read_records(tiny_data, "train", n_classes=4)
+    images, labels = batches_of(records)
+    assert (images.shape, labels.shape) == ((32, 16, 16, 3), (32, 4))
+    again = batches_of(records)
+    np.testing.assert_array_equal(images, again[0])
+    np.testing.assert_array_equal(labels, again[1])
+    for other in (batches_of(records, epoch=1), batches_of(records, seed=1)):
+        assert np.any(labels != other[1])
+        np.testing.assert_array_equal(labels.sum(axis=0), other[1].sum(axis=0))  # every example once, in another order
+
+
+def test_the_remainder_of_a_batch_is_dropped_in_training_only(tiny_data):
+    assert len(batches_of(read_records(tiny_data, "train", n_classes=4), batch_size=12)[0]) == 24
+
+
+def test_augmentation_does_not_depend_on_the_order_of_examples(tiny_data):
+    """The augmentation of an example comes from (seed, epoch, example): one thread gives what many give."""
+    records = read_records(tiny_data, "train", n_classes=4)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    dataset = train_dataset(records, **TINY, label_smoothing=0.0, seed=0, epoch=0).with_options(options)
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in dataset]), batches_of(records)[0])
+
+
+def test_augmentation_crops_flips_and_saturates_within_its_ranges():
+    """On an image whose red is its column and green its row, a crop shows in the ranges, a flip in the order of columns."""
+    ramp = np.linspace(0, 1, 64, dtype=np.float32)
+    image = np.stack([np.tile(ramp, (64, 1)), np.tile(ramp[:, np.newaxis], (1, 64)), np.full((64, 64), 0.5)], axis=-1).astype(np.float32)
+    flips, areas, saturations = [], [], []
+    for i in range(200):
+        result = augment(tf.constant(image), 64, stream_seed(i, "test")).numpy()
+        assert (result.shape, result.dtype) == ((64, 64, 3), np.float32)
+        assert 0 <= result.min() <= result.max() <= 1
+        flips.append(result[32, 0, 0] > result[32, -1, 0])
+        saturations.append(np.ptp(result, axis=-1).mean() / np.ptp(image, axis=-1).mean())
+    assert 70 < sum(flips) < 130
+    assert min(saturations) < 0.7
+    assert max(saturations) > 1.2
+    gray = np.repeat(image[..., :1], 3, axis=-1)  # saturation leaves gray alone, so that columns can be read off
+    for i in range(100):
+        columns = np.ptp(augment(tf.constant(gray), 64, stream_seed(i, "test")).numpy()[0, :, 0])
+        rows = np.ptp(augment(tf.constant(gray.transpose(1, 0, 2)), 64, stream_seed(i, "test")).numpy()[:, 0, 0])
+        areas.append(columns * rows)
+        assert 0.55 < columns / rows < 1.8  # the crop's aspect ratio, up to pixels
+    assert 0.4 < min(areas) < 0.6
+    assert 0.9 < max(areas) <= 1
+
+
+def test_initial_images_are_of_the_targets_and_serve_again_when_used_up(tiny_data):
+    records = read_records(tiny_data, "train", n_classes=4)
+    solid = [tf.io.encode_jpeg(np.full((16, 16, 3), 40 * label + 20, np.uint8), quality=100).numpy() for label in records.labels]
+    records = records._replace(images=tf.constant(solid))
+    targets = np.arange(50) % 4
+    images = np.stack(list(initial_images(records, targets, targeted=True, image_size=16, seed=0)))
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)) * 255, 40 * targets + 20, atol=2)
+    anything = np.stack(list(initial_images(records, targets, targeted=False, image_size=16, seed=0)))
+    classes = np.round((anything.mean(axis=(1, 2, 3)) * 255 - 20) / 40)
+    np.testing.assert_array_equal(np.bincount(classes[:32].astype(int)), [8, 8, 8, 8])  # each example once before any twice
+    np.testing.assert_array_equal(images, np.stack(list(initial_images(records, targets, targeted=True, image_size=16, seed=0))))
+
+
+def test_an_example_that_serves_again_is_augmented_anew(tiny_data):
+    records = read_records(tiny_data, "train", n_classes=4)
+    images = np.stack(list(initial_images(records, np.zeros(24, int), targeted=True, image_size=16, seed=0)))
+    assert len(np.unique(images.reshape(24, -1), axis=0)) == 24
+
+
+def test_a_class_without_images_is_refused_where_the_bank_needs_it(tiny_data):
+    write_tiny_split(tiny_data, "train", [0, 1, 3, 3])
+    records = read_records(tiny_data, "train", n_classes=4)
+    with pytest.raises(UserError, match="no image of class 2, .* patch_initialization: random"):
+        initial_images(records, np.arange(4), targeted=True, image_size=16, seed=0)
+    assert len(list(initial_images(records, np.arange(2), targeted=True, image_size=16, seed=0))) == 2
+    assert len(list(initial_images(records, np.arange(4), targeted=False, image_size=16, seed=0))) == 4
+
+
+def test_grayscale_images_become_rgb(tiny_data):
+    gray = tf.io.encode_jpeg(np.tile(np.arange(0, 256, 16, dtype=np.uint8)[:, np.newaxis, np.newaxis], (1, 16, 1))).numpy()
+    write_tiny_split(tiny_data, "validation", [0, 1], jpeg=gray)
+    images, _ = next(iter(load_dataset(tiny_data, "validation", **TINY)))
+    assert images.shape[1:] == (16, 16, 3)
+    np.testing.assert_array_equal(images[0, ..., 0], images[0, ..., 2])
+
+
+def test_missing_records_are_refused_with_the_command_that_makes_them(tmp_path):
+    for split in SPLITS[:2]:
+        with pytest.raises(UserError, match=rf"{split}\.tfrecord: no such file.*python -m mat\.data\.convert SOURCE {tmp_path}"):
+            read_records(tmp_path, split, n_classes=4)
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        ({"wnid": None}, "record 0 has no label"),
+        ({"label": 4}, r"record 0 has the label 4, and n_classes: 4 allows 0 \.\. 3"),
+        ({"label": -7}, "record 0 has the label -7"),
+        ({"jpeg": b"no image"}, "record 0 has an image that cannot be decoded"),
+        ({"jpeg": b""}, "record 0 has an image that cannot be decoded"),
+    ],
+)
+def test_faulty_records_are_refused_by_number(tiny_data, example, words):
+    write_tiny_split(tiny_data, "train", [0, 1, 2, 3], **example)
+    with pytest.raises(UserError, match=rf"train\.tfrecord: {words}"):
+        read_records(tiny_data, "train", n_classes=4)
+
+
+def test_damaged_files_are_refused_with_what_is_intact(tiny_data):
+    path = tiny_data / "train.tfrecord"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    with pytest.raises(UserError, match="truncated or corrupt after 31 intact records"):
+        read_records(tiny_data, "train", n_classes=4)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="no records"):
+        read_records(tiny_data, "train", n_classes=4)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(make_example(tf.io.encode_jpeg(np.zeros((8, 8, 3), np.uint8)).numpy(), "n0", 1, (0, 0, 1, 1)))
+        writer.write(b"\xff no example")
+    with pytest.raises(UserError, match="record 1 is not an example"):
+        read_records(tiny_data, "train", n_classes=4)

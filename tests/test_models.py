@@ -1,0 +1,201 @@
+"""The network, its layers and its weights files, against the original's."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mat.config import PatchTrainingConfig
+from mat.errors import UserError
+from mat.models import create_model, load_weights, save_weights
+from mat.models.convolutional import StandardizedConv2D, standardize
+from mat.models.groupnormalization import StripNormalization
+from tests.conftest import GOLDEN, golden
+
+SMALL = {"image_size": 16, "n_classes": 5, "depth": 8, "width": 1, "n_stacks": 2, "patch_shape": (4, 4, 3)}
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_strip_normalization_equals_the_original(case):
+    z = golden("layers")
+    x, gamma, beta, y = (z[f"gn{case}_{name}"] for name in ("x", "gamma", "beta", "y"))
+    layer = StripNormalization()
+    layer.build(x.shape)
+    layer.set_weights([gamma, beta])
+    np.testing.assert_allclose(layer(x), y, atol=1e-5)
+
+
+def test_strip_normalization_where_strips_end_within_pixels():
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, 16)).astype(np.float32)
+    strips = x.reshape(2, 8, -1)
+    expected = (strips - strips.mean(-1, keepdims=True)) / np.sqrt(strips.var(-1, keepdims=True) + 1e-5)
+    gamma, beta = np.random.default_rng(1).normal(size=(2, 16)).astype(np.float32)
+    expected = expected.reshape(2, 8, -1, 2) * gamma.reshape(8, 1, 2) + beta.reshape(8, 1, 2)
+    layer = StripNormalization()
+    layer.build(x.shape)
+    layer.set_weights([gamma, beta])
+    np.testing.assert_allclose(layer(x), expected.reshape(x.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_convolutions_equal_the_original(case):
+    z = golden("layers")
+    x, kernel, bias, strides, standardized, y = (
+        z[f"conv{case}_{name}"] for name in ("x", "kernel", "bias", "strides", "standardized", "y")
+    )
+    size, _, _, filters = kernel.shape
+    make = StandardizedConv2D if standardized else keras.layers.Conv2D
+    arguments = {} if standardized else {"padding": "same"}
+    layer = make(filters, size, strides=int(strides[0] if np.ndim(strides) else strides), **arguments)
+    layer.build(x.shape)
+    layer.set_weights([kernel, bias])
+    np.testing.assert_allclose(layer(x), y, atol=1e-5)
+    assert tuple(layer.compute_output_shape(x.shape)) == y.shape
+
+
+def test_standardized_kernels_ignore_scale_and_shift():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 8)).astype(np.float32)
+    standard = standardize(kernel).numpy()
+    np.testing.assert_allclose(standard.mean(axis=(0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(standard.std(axis=(0, 1, 2)), 1, atol=1e-4)
+    np.testing.assert_allclose(standardize(3 * kernel + 2), standard, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer", [StandardizedConv2D(4, 3, strides=2, kernel_initializer="ones", name="c"), StripNormalization(2, 1e-3, dtype="mixed_bfloat16")]
+)
+def test_layers_are_made_again_from_their_config(layer):
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+
+
+def test_layers_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="Received: 0, 3, 1"):
+        StandardizedConv2D(0, 3)
+    with pytest.raises(ValueError, match="groups=0"):
+        StripNormalization(0)
+    with pytest.raises(ValueError, match="channels=12, groups=8"):
+        StripNormalization().build((None, 8, 8, 12))
+
+
+def test_logits_equal_the_original(golden_model):
+    z = golden("forward")
+    logits = golden_model(z["images"])
+    np.testing.assert_allclose(logits, z["logits"], atol=1e-4)
+    np.testing.assert_allclose(tf.nn.softmax(logits), z["softmax"], atol=1e-5)
+
+
+def test_published_network_has_the_published_size():
+    model = create_model(PatchTrainingConfig())
+    assert model.count_params() == 11_274_440
+    assert sum(bool(layer.weights) for layer in model.layers) == 38
+
+
+def test_equal_shapes_start_from_different_values_and_seeds_repeat():
+    def kernels(seed):
+        model = create_model(PatchTrainingConfig(**SMALL, seed=seed))
+        return {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
+
+    one, same, other = kernels(0), kernels(0), kernels(1)
+    assert np.any(one["conv2d_1"] != one["conv2d_2"])
+    for name, kernel in one.items():
+        np.testing.assert_array_equal(kernel, same[name])
+        assert np.any(kernel != other[name])
+        if kernel.size > 1000:  # He-normal
+            assert abs(kernel.std() / np.sqrt(2 / np.prod(kernel.shape[:-1])) - 1) < 0.1
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("normalization", ["strip", "group", "batch", "layer", "none"])
+def test_every_choice_gives_finite_logits_and_its_weights_come_back(tmp_path, normalization, precision):
+    config = PatchTrainingConfig(**SMALL, normalization=normalization, precision=precision)
+    model, other = create_model(config), create_model(PatchTrainingConfig(**SMALL, normalization=normalization, precision=precision, seed=1))
+    images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
+    logits = model(images)
+    assert (logits.dtype, logits.shape) == (tf.float32, (3, 5))
+    assert np.all(np.isfinite(logits))
+    assert np.any(np.abs(logits - other(images)) > 1e-3)
+    save_weights(model, tmp_path / "weights.h5")
+    load_weights(other, tmp_path / "weights.h5")
+    np.testing.assert_array_equal(other(images), logits)
+
+
+def test_bfloat16_follows_float32(golden_model):
+    z = golden("forward")
+    model = create_model(PatchTrainingConfig(width=1, precision="mixed_bfloat16"))
+    load_weights(model, GOLDEN / "original_w1.h5")
+    logits = model(z["images"]).numpy()
+    assert 0 < np.abs(logits - z["logits"]).max() < 0.5
+    np.testing.assert_array_equal(logits.argmax(-1), z["logits"].argmax(-1))
+
+
+def file_layout(path):
+    """Attributes, names, shapes and dtypes of everything in an HDF5 file."""
+    layout = {}
+
+    def visit(name, item):
+        data = (item.shape, item.dtype.str) if isinstance(item, h5py.Dataset) else None
+        layout[name] = (data, {key: (np.asarray(value).tolist(), item.attrs.get_id(key).dtype) for key, value in item.attrs.items()})
+
+    with h5py.File(path) as file:
+        visit("/", file)
+        file.visititems(visit)
+    return layout
+
+
+def test_written_files_have_the_layout_of_the_original(tmp_path, golden_model):
+    save_weights(golden_model, tmp_path / "weights.h5")
+    assert file_layout(tmp_path / "weights.h5") == file_layout(GOLDEN / "original_w1.h5")
+    with h5py.File(GOLDEN / "original_w1.h5") as theirs, h5py.File(tmp_path / "weights.h5") as ours:
+        np.testing.assert_array_equal(ours["conv2d_7/conv2d_7/kernel:0"], theirs["conv2d_7/conv2d_7/kernel:0"])
+
+
+def test_layers_are_matched_by_order_whatever_their_numbers(tmp_path):
+    """A process that had made another model before numbers its layers on from there, past 9 to 10 within a kind."""
+    model, other = (create_model(PatchTrainingConfig(**SMALL, seed=seed)) for seed in (0, 1))
+    save_weights(model, tmp_path / "weights.h5")
+    with h5py.File(tmp_path / "weights.h5", "r") as old, h5py.File(tmp_path / "renumbered.h5", "w") as new:
+        renamed = []
+        for name in (n.decode() for n in old.attrs["layer_names"]):
+            kind, _, number = name.rpartition("_") if name[-1].isdigit() else (name, "", "0")
+            renamed.append(f"{kind}_{int(number) + 7}")
+            group = new.create_group(renamed[-1])
+            group.attrs["weight_names"] = [f"w{i}" for i in range(len(old[name].attrs["weight_names"]))]
+            for i, weight in enumerate(old[name].attrs["weight_names"]):
+                group[f"w{i}"] = old[name][weight][()]
+        new.attrs["layer_names"] = renamed
+    load_weights(other, tmp_path / "renumbered.h5")
+    images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
+    np.testing.assert_array_equal(other(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"width": 2}, "has the shapes"),
+        ({"n_classes": 7}, "dense has the shapes"),
+        ({"depth": 14}, "conv2d_3 has the shapes"),
+        ({"normalization": "group"}, "channel_group_normalization"),
+    ],
+)
+def test_weights_of_another_network_change_nothing(tmp_path, keys, words):
+    save_weights(create_model(PatchTrainingConfig(**SMALL)), tmp_path / "weights.h5")
+    model = create_model(PatchTrainingConfig(**SMALL | keys))
+    before = model.get_weights()
+    with pytest.raises(UserError, match=words):
+        load_weights(model, tmp_path / "weights.h5")
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path):
+    model = create_model(PatchTrainingConfig(**SMALL))
+    (tmp_path / "text.h5").write_text("no weights")
+    h5py.File(tmp_path / "empty.h5", "w").close()
+    (tmp_path / "cut.h5").write_bytes((GOLDEN / "original_w1.h5").read_bytes()[:5000])
+    for name in ("text.h5", "empty.h5", "cut.h5"):
+        with pytest.raises(UserError, match=rf"{name}: not a weights file"):
+            load_weights(model, tmp_path / name)
+    with pytest.raises(UserError, match=r"none\.h5: no such weights file"):
+        load_weights(model, tmp_path / "none.h5")
