@@ -123,7 +123,7 @@ class TrainingProgress:
         self._started = self._epoch_started = time.monotonic()
         self._after_first_step = None
         self._last_update = (self._started, self.first_step)
-        self._estimated = False
+        self._estimate_at = min(first_epoch * steps_per_epoch + self.ESTIMATE_AFTER_STEPS, self.total_steps)
 
     def __enter__(self):
         self._line.__enter__()
@@ -134,11 +134,7 @@ class TrainingProgress:
 
     def due(self, done):
         """Whether to call `update` after step number `done` of the run, counted from 1."""
-        if done == self.first_step + 1:
-            return True
-        if not self._estimated and done == self.first_step + self.ESTIMATE_AFTER_STEPS:
-            return True
-        return time.monotonic() - self._last_update[0] >= REFRESH_SECONDS
+        return done in (self.first_step + 1, self._estimate_at) or time.monotonic() - self._last_update[0] >= REFRESH_SECONDS
 
     def update(self, done, loss, accuracy):
         """Show the state after step number `done` of the run: means over the epoch so far."""
@@ -151,8 +147,7 @@ class TrainingProgress:
         self.images_per_second = (done - done_before) * self.batch_size / max(now - before, 1e-9)
         seconds_per_step = (now - self._after_first_step) / (done - self.first_step - 1)
         left = seconds_per_step * (self.total_steps - done)
-        if not self._estimated and done >= self.first_step + min(self.ESTIMATE_AFTER_STEPS, self.total_steps - self.first_step):
-            self._estimated = True
+        if done == self._estimate_at:
             end = datetime.datetime.now() + datetime.timedelta(seconds=left)
             console.print(
                 f"First step {self._after_first_step - self._started:.1f} s with tracing, then {seconds_per_step:.3f} s a step: "

@@ -1,0 +1,134 @@
+"""The command line: exit statuses, messages, and that nothing is written where the input is at fault."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from mat.models import create_model, save_weights
+from mat.train import main
+from tests.conftest import TINY, write_tiny_split
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path, tiny_data, capsys, monkeypatch):
+    """A function from config keys to (exit status, standard error, standard output) of `mat-train`; keys of None are left out."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(arguments=(), **keys):
+        config = {**TINY, "data_dir": str(tiny_data), "base_result_dir": "results", **keys}
+        pathlib.Path("config.yaml").write_text(yaml.safe_dump(config))
+        status = main(["config.yaml", *arguments])
+        return status, *reversed(capsys.readouterr())
+
+    return command
+
+
+def test_a_run_ends_with_status_0_and_its_directory_is_not_overwritten(run):
+    status, errors, output = run(["--set", "n_epochs=1"])
+    assert (status, errors) == (0, "")
+    assert "config.yaml: training into results/run" in output.splitlines()[0]
+    log = pathlib.Path("results/run/log.csv").read_bytes()
+    status, errors, _ = run(["--set", "n_epochs=1"])
+    assert status == 2
+    assert "results/run: this result directory exists already" in errors
+    assert pathlib.Path("results/run/log.csv").read_bytes() == log
+
+
+def damage(data_dir, split="train", **example):
+    write_tiny_split(data_dir, split, np.arange(32) % 4, **example)
+
+
+def truncate(data_dir):
+    path = data_dir / "train.tfrecord"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage_data", "keys", "words"),
+    [
+        (None, {"n_epochs": 0}, "n_epochs must be in [1, 1000000]. Received: 0"),
+        (None, {"patch_lr": -1}, "patch_lr must be in [0, 1]. Received: -1"),
+        (None, {"data_dir": "nowhere"}, "python -m mat.data.convert SOURCE nowhere"),
+        (lambda d: damage(d, wnid=None), {}, "train.tfrecord: record 0 has no label"),
+        (lambda d: damage(d, label=4), {}, "train.tfrecord: record 0 has the label 4"),
+        (lambda d: damage(d, "validation", jpeg=b"\xff\xd8\xff no image"), {}, "validation.tfrecord: record 0 has an image that cannot"),
+        (truncate, {}, "train.tfrecord: truncated or corrupt after 31 intact records"),
+        (lambda d: write_tiny_split(d, "train", [0, 1, 3] * 4), {}, "no image of class 2"),
+        (lambda d: write_tiny_split(d, "train", [0, 1, 2, 3]), {}, "4 training images do not fill one batch of batch_size: 8"),
+        (None, {"initial_weights": "wide.h5"}, "wide.h5: these weights are not of this network: conv2d has the shapes"),
+        (None, {"initial_weights": "config.yaml"}, "config.yaml: not a weights file"),
+        (None, {"initial_weights": "none.h5"}, "none.h5: no such weights file"),
+        (None, {"base_result_dir": "config.yaml/results"}, "config.yaml is not a directory"),
+        (None, {"image_size": 15}, "Set n_stacks: 2"),
+        (None, {"image_size": 14}, "too small for n_stacks: 2"),
+    ],
+)
+def test_faulty_input_ends_with_status_2_one_message_and_nothing_written(run, tiny_data, damage_data, keys, words):
+    if keys.get("image_size") == 15:  # the smallest image that fits
+        assert run(["--set", "n_epochs=1"], **keys)[0] == 0
+        return
+    if keys.get("initial_weights") == "wide.h5":
+        from mat.config import PatchTrainingConfig
+
+        wide = {key: value for key, value in TINY.items() if key != "unique_name"} | {"width": 2}
+        save_weights(create_model(PatchTrainingConfig(**wide)), "wide.h5")
+    if damage_data:
+        damage_data(tiny_data)
+    status, errors, _ = run(**keys)
+    assert status == 2
+    assert errors.startswith("mat-train: ")
+    assert errors.count("\n") == 1
+    assert words in errors
+    assert not pathlib.Path("results").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_3(run):
+    status, errors, _ = run(initial_lr=1000.0, normalization="none", weight_decay=1000.0)
+    assert status == 3
+    assert "Try a lower initial_lr" in errors
+
+
+@pytest.mark.parametrize("command", [["mat/train.py"], ["-m", "mat.train"]])
+def test_help_shows_everything_without_tensorflow(command):
+    """Also from outside the checkout's folder, where `mat` is found by the script itself."""
+    code = [sys.executable, "-X", "importtime", *command, "--help"]
+    process = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    for words in ("CONFIG", "--set KEY=VALUE", "--resume", "exit status"):
+        assert words in process.stdout
+    assert "tensorflow" not in process.stderr
+
+
+def test_config_errors_come_without_tensorflow(tmp_path):
+    (tmp_path / "config.yaml").write_text("n_epoch: 3\n")
+    command = [sys.executable, "-X", "importtime", str(ROOT / "mat" / "train.py"), "config.yaml"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 2
+    assert "Did you mean n_epochs?" in process.stderr
+    assert "tensorflow" not in process.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_the_run_after_a_step_with_its_status(tmp_path, tiny_data, number, status):
+    config = {**TINY, "data_dir": str(tiny_data), "base_result_dir": str(tmp_path / "results"), "n_epochs": 100_000}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(ROOT / "mat" / "train.py"), str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "results" / "run" / "log.csv", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.splitlines()[-1].startswith("mat-train: Stopped after epoch")
+    assert f"{tmp_path}/results/run/config.yaml --resume" in errors
+    assert "Traceback" not in errors
+    assert tf.train.latest_checkpoint(str(tmp_path / "results" / "run" / "checkpoints"))

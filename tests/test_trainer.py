@@ -1,0 +1,169 @@
+"""Whole training runs on tiny data: what they leave, that they repeat, resume and stop."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mat.config import PatchTrainingConfig
+from mat.errors import NonFiniteLossError, StoppedError, UserError
+from mat.models import create_model, load_weights
+from mat.results import patch_grid
+from mat.trainer import Trainer
+
+
+def final_state(config):
+    """The last weights file's bytes, the bank and the log of a finished run."""
+    weights = (config.result_dir / f"tiny_imagenet_weights_{config.n_epochs - 1:03d}.h5").read_bytes()
+    bank = dict(np.load(config.result_dir / "patches.npz"))
+    return weights, bank, (config.result_dir / "log.csv").read_bytes()
+
+
+def assert_equal_states(one, two):
+    assert one[0] == two[0]
+    assert one[1].keys() == two[1].keys()
+    for key, array in one[1].items():
+        np.testing.assert_array_equal(array, two[1][key])
+    assert one[2] == two[2]
+
+
+def test_a_run_leaves_every_file(tiny_config, capsys):
+    config = tiny_config(unique_name="whole")
+    trainer = Trainer(config)
+    before = trainer.bank.patches.numpy()
+    assert not config.result_dir.exists()  # nothing is written before training
+    accuracies = trainer.fit()
+    assert {path.name for path in config.result_dir.iterdir()} == {
+        "config.yaml",
+        "log.csv",
+        "tiny_imagenet_weights_000.h5",
+        "tiny_imagenet_weights_001.h5",
+        "patches.npz",
+        "patches.png",
+        "checkpoints",
+        "events",
+    }
+    assert PatchTrainingConfig.from_yaml(config.result_dir / "config.yaml") == config
+    header, *rows, end = (config.result_dir / "log.csv").read_bytes().split(b"\r\n")
+    assert (header, end) == (b"Epoch;Train Loss;Train Accuracy;Valid Accuracy", b"")
+    values = np.array([[float(value) for value in row.split(b";")] for row in rows])
+    np.testing.assert_array_equal(values[:, 0], [0, 1])
+    np.testing.assert_allclose(values[:, 3], accuracies, atol=5e-4)
+    assert rows[0].startswith(b"0.000;")
+    bank = np.load(config.result_dir / "patches.npz")
+    assert bank["patches"].shape == (6, 6, 6, 3)
+    assert np.any(bank["patches"] != before)
+    assert 0 <= bank["patches"].min() <= bank["patches"].max() <= 1
+    np.testing.assert_array_equal(bank["targets"], [0, 1, 2, 3, 0, 1])
+    assert bank["step_sizes"].shape == (6,)
+    model = create_model(config)
+    load_weights(model, config.result_dir / "tiny_imagenet_weights_001.h5")
+    np.testing.assert_array_equal(model.get_weights()[0], trainer.model.get_weights()[0])
+    picture = tf.io.decode_png((config.result_dir / "patches.png").read_bytes())
+    np.testing.assert_array_equal(picture, patch_grid(bank["patches"]))
+    output = capsys.readouterr().out
+    for words in ("32 training and 12 validation images", "parameters", "2 epochs x 4 steps", "First step", "clean validation accuracy"):
+        assert words in output
+    (events,) = (config.result_dir / "events").iterdir()
+    tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value}
+    assert {"train/loss", "train/accuracy", "validation/accuracy", "learning_rate", "images_per_second", "patches"} <= tags
+
+
+def test_two_runs_of_one_config_are_identical(tiny_config):
+    states = []
+    for name in ("one", "two"):
+        config = tiny_config(unique_name=name)
+        Trainer(config).fit()
+        states.append(final_state(config))
+    assert_equal_states(*states)
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny_config, monkeypatch, capsys):
+    whole, broken = tiny_config(unique_name="whole", n_epochs=3), tiny_config(unique_name="broken", n_epochs=3)
+    Trainer(whole).fit()
+    trainer = Trainer(broken)
+    finish_epoch = trainer._finish_epoch
+
+    def interrupt(epoch, progress):
+        accuracy = finish_epoch(epoch, progress)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return accuracy
+
+    monkeypatch.setattr(trainer, "_finish_epoch", interrupt)
+    with pytest.raises(StoppedError, match=r"after epoch 2, step 1 of 4; epoch 1 is saved.*broken/config.yaml --resume") as stop:
+        trainer.fit()
+    assert stop.value.exit_status == 143
+    Trainer(PatchTrainingConfig.from_yaml(broken.result_dir / "config.yaml"), resume=True).fit()
+    assert_equal_states(final_state(whole), final_state(broken))
+    assert "resuming after epoch 1 of 3" in capsys.readouterr().out
+    assert Trainer(broken, resume=True).fit() == []
+    assert "finished" in capsys.readouterr().out
+
+
+def test_resume_without_a_checkpoint_starts_afresh_and_another_config_is_refused(tiny_config, capsys):
+    config = tiny_config(n_epochs=1)
+    Trainer(config, resume=True).fit()
+    assert "starting afresh" in capsys.readouterr().out
+    with pytest.raises(UserError, match="this run has seed: 0, and --resume was given seed: 1"):
+        Trainer(tiny_config(n_epochs=1, seed=1), resume=True)
+
+
+def test_training_without_patches_leaves_no_bank(tiny_config, capsys):
+    config = tiny_config(n_patches=0, n_epochs=1)
+    Trainer(config).fit()
+    names = {path.name for path in config.result_dir.iterdir()}
+    assert "tiny_imagenet_weights_000.h5" in names
+    assert not names & {"patches.npz", "patches.png"}
+    assert "plain training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"patch_initialization": "random", "optimizer": {"targeted_attack": False}},
+        {"optimizer": {"targeted_attack": False, "n_iterations": 0}, "n_patch_trials": 1, "normalization": "batch", "label_smoothing": 0.1},
+        {"precision": "mixed_bfloat16", "patch_shape": [16, 16, 3], "jit_compile": True},
+    ],
+)
+def test_other_choices_train_too(tiny_config, tmp_path, keys):
+    keys["optimizer"] = type(tiny_config().optimizer)(**keys.get("optimizer", {}))
+    assert len(Trainer(tiny_config(n_epochs=1, **keys)).fit()) == 1
+
+
+def test_loss_falls_and_weights_can_be_taken_over(tiny_config):
+    config = tiny_config(n_epochs=8, n_patches=0, initial_lr=0.01, unique_name="first")
+    Trainer(config).fit()
+    losses = [float(row.split(";")[1]) for row in (config.result_dir / "log.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < 0.8 * losses[0]
+    weights = config.result_dir / "tiny_imagenet_weights_007.h5"
+    second = Trainer(tiny_config(initial_weights=str(weights), unique_name="second"))
+    first = create_model(config)
+    load_weights(first, weights)
+    for one, two in zip(first.get_weights(), second.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_validation_counts_every_image_once(tiny_config):
+    trainer = Trainer(tiny_config(batch_size=5))
+    labels = trainer.validation_records.labels
+    for correct in (0, 1, 2, 3):  # a model that always says `correct`
+        trainer.model.get_layer("dense").set_weights([np.zeros((32, 4)), np.eye(4)[correct]])
+        assert trainer.validate() == np.mean(labels == correct)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config):
+    trainer = Trainer(tiny_config(initial_lr=1000.0, n_epochs=3, normalization="none", weight_decay=1000.0))
+    with pytest.raises(NonFiniteLossError, match=r"at step \d+ \(epoch \d, step \d\).*lower initial_lr \(now 1000"):
+        trainer.fit()
+    assert all(np.all(np.isfinite(weight)) for weight in trainer.model.get_weights())
+
+
+def test_patch_grid_shows_every_patch_in_its_place():
+    patches = np.linspace(0, 1, 5, dtype=np.float32).reshape(5, 1, 1, 1) * np.ones((5, 12, 12, 3), np.float32)
+    grid = patch_grid(patches)
+    cell = 4 * 12 + 2
+    assert grid.shape == (2 * cell, 3 * cell, 3)
+    centers = grid[cell // 2 :: cell, cell // 2 :: cell, 0]
+    np.testing.assert_array_equal(centers, [[0, 64, 128], [191, 255, 255]])
