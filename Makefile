@@ -1,4 +1,5 @@
-# make train [CONFIG=configs/mat.yaml] [ARGS="--set n_epochs=2"], make test, make check; each makes its own .venv first.
+# make train [CONFIG=configs/mat.yaml] [ARGS="--set n_epochs=2"], make test, make lint, make check (both), make setup (makes .venv, which
+# the others do first).
 # PYTHON=python3.12 picks another interpreter for it.
 
 CONFIG ?= configs/demo.yaml
@@ -7,7 +8,7 @@ SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 INSTALLED = .venv/installed
 
-.PHONY: train test lint check
+.PHONY: train test lint check setup
 
 train: $(INSTALLED)
 	@.venv/bin/python mat/train.py $(CONFIG) $(ARGS)
@@ -20,6 +21,8 @@ lint: $(INSTALLED)
 	.venv/bin/ruff format --check .
 
 check: lint test
+
+setup: $(INSTALLED)
 
 $(INSTALLED): requirements.txt setup.py
 	@$(or $(PYTHON),python3) -c '$(SUPPORTED)' || { echo "Python 3.10 to 3.13 is needed. Received: $$($(or $(PYTHON),python3) --version 2>&1). Set PYTHON=..." >&2; exit 2; }

@@ -97,7 +97,7 @@ def apply_patches(images, patches, offsets):
         canvas = tf.gather(_flat_pixels(patches), source, batch_dims=1)  # [B, H, W, 3]
 
         def gradient(upstream):
-            return tf.where(inside, 0.0, upstream), tf.gather(_flat_pixels(upstream), destination, batch_dims=1)
+            return tf.where(inside, tf.zeros_like(upstream), upstream), tf.gather(_flat_pixels(upstream), destination, batch_dims=1)
 
         return tf.where(inside, canvas, images), gradient
 

@@ -13,6 +13,7 @@ class _ConfigLoader(yaml.SafeLoader):
     """A safe loader with YAML 1.2 floats (`1e-4` is a number), the original's two tags, and no duplicate keys."""
 
     def construct_mapping(self, node, deep=False):
+        """A mapping without duplicate keys."""
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node.value, str) else None

@@ -44,12 +44,17 @@ def decode_offsets(randomness, n_positions=40):
     return np.stack([randomness % n_positions, randomness // n_positions % n_positions], axis=-1).astype(np.int32)
 
 
-@pytest.fixture
-def golden_model():
-    """The original's network at width 1 with its golden weights; each test may change its own."""
+def load_golden_model():
+    """The original's network at width 1 with its golden weights."""
     model = create_model(PatchTrainingConfig(width=1))
     load_weights(model, GOLDEN / "original_w1.h5")
     return model
+
+
+@pytest.fixture
+def golden_model():
+    """The same; each test may change its own."""
+    return load_golden_model()
 
 
 def write_tiny_split(data_dir, split, labels, **example):

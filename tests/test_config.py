@@ -29,7 +29,8 @@ optimizer: !!python/object:config.OptimizerConfig
   max_step_size: 0.1
   n_iterations: 7
 """
-SAVED_BY_ORIGINAL = "!!python/object:config.PatchTrainingConfig\n" + ORIGINAL.replace("patch_shape: [24, 24, 3]", "patch_shape:\n- 24\n- 24\n- 3")
+BLOCK_LIST = "patch_shape:\n- 24\n- 24\n- 3"
+SAVED_BY_ORIGINAL = "!!python/object:config.PatchTrainingConfig\n" + ORIGINAL.replace("patch_shape: [24, 24, 3]", BLOCK_LIST)
 
 
 @pytest.fixture

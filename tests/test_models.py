@@ -109,8 +109,8 @@ def test_equal_shapes_start_from_different_values_and_seeds_repeat():
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("normalization", ["strip", "group", "batch", "layer", "none"])
 def test_every_choice_gives_finite_logits_and_its_weights_come_back(tmp_path, normalization, precision):
-    config = PatchTrainingConfig(**SMALL, normalization=normalization, precision=precision)
-    model, other = create_model(config), create_model(PatchTrainingConfig(**SMALL, normalization=normalization, precision=precision, seed=1))
+    keys = SMALL | {"normalization": normalization, "precision": precision}
+    model, other = (create_model(PatchTrainingConfig(**keys, seed=seed)) for seed in (0, 1))
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
     logits = model(images)
     assert (logits.dtype, logits.shape) == (tf.float32, (3, 5))

@@ -18,7 +18,7 @@ N_VALIDATION = 1000
 JPEG_QUALITY = 95
 
 PERIOD = (5.0, 9.0)  # of the pattern, pixels
-CONTRAST = (0.2, 0.4)  # between the two colors, root mean square over the channels
+CONTRAST = (0.15, 0.35)  # between the two colors, root mean square over the channels
 NOISE = 0.03  # standard deviation
 
 

@@ -39,6 +39,7 @@ class _Layers:
         return keras.initializers.HeNormal(seed=zlib.crc32(f"{self.seed}/{name}".encode()))
 
     def conv(self, x, filters, kernel_size, strides=1):
+        """A convolution; kernels larger than 1x1 are standardized."""
         name = self.name("conv2d")
         arguments = {"strides": strides, "kernel_initializer": self.initializer(name), "name": name, "dtype": self.precision}
         if kernel_size == 1:
@@ -46,16 +47,20 @@ class _Layers:
         return StandardizedConv2D(filters, kernel_size, **arguments)(x)
 
     def norm(self, x):
+        """The chosen normalization."""
         kind, layer = NORMALIZATIONS[self.normalization]
         return x if layer is None else layer(name=self.name(kind), dtype=self.precision)(x)
 
     def relu(self, x):
+        """A ReLU."""
         return keras.layers.Activation("relu", name=self.name("activation"), dtype=self.precision)(x)
 
     def add(self, x, y):
+        """The sum that ends a residual block."""
         return keras.layers.Add(name=self.name("add"), dtype=self.precision)([x, y])
 
     def logits(self, x, n_classes):
+        """Pooling and the dense layer, up to logits."""
         x = keras.layers.AveragePooling2D(POOL_SIZE, name="average_pooling2d", dtype=self.precision)(x)
         x = keras.layers.Flatten(name="flatten", dtype=self.precision)(x)
         dense = keras.layers.Dense(n_classes, kernel_initializer=self.initializer("dense"), name="dense", dtype=self.precision)
