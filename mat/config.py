@@ -8,6 +8,8 @@ import difflib
 import math
 import os
 import pathlib
+import re
+import string
 import uuid
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -18,6 +20,7 @@ from mat.yaml_reader import apply_override, read_mapping, shown
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
+MAX_NAME = 255  # bytes of a directory's name
 MIN_FEATURE_MAP = 8  # the network's average pooling covers 8x8
 
 
@@ -176,12 +179,13 @@ class PatchTrainingConfig:
             )
 
     @classmethod
-    def from_yaml(cls, path, overrides=()):
+    def from_yaml(cls, path, overrides=(), *, resume=False):
         """Read a config file, the original's `mat.yaml` and saved `config.yaml` included.
 
         Args:
             path: the YAML file: a mapping of config keys.
             overrides: strings `key=value` that replace what the file says; nested keys are written with a dot, values are YAML.
+            resume: refuse a `unique_name` with {date} or {id}, which names another directory each time.
 
         Returns:
             The checked config, with the placeholders of `unique_name` filled in.
@@ -193,7 +197,13 @@ class PatchTrainingConfig:
         for override in overrides:
             apply_override(values, override)
         try:
-            return _build(cls, values, "").resolve_unique_name()
+            config = _build(cls, values, "")
+            if resume and {"date", "id"} & _placeholders(config.unique_name):
+                raise UserError(
+                    "unique_name has {date} or {id}, so this file names a new directory each time. To resume a run, give the config.yaml in "
+                    f"its own result directory, such as {config.base_result_dir}/RUN/config.yaml. Received: {config.unique_name!r}"
+                )
+            return config.resolve_unique_name()
         except UserError as error:
             source = f"{path} with --set {' '.join(overrides)}" if overrides else path
             raise UserError(f"{source}: {error}") from None
@@ -212,24 +222,43 @@ class PatchTrainingConfig:
         Raises:
             UserError: an unknown placeholder, or a name that leads out of `base_result_dir`.
         """
+        _placeholders(self.unique_name)
         values = _printable(asdict(self))
         values |= {"id": uuid.uuid4().hex[:8], "date": datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")}
         try:
             name = self.unique_name.format(**values)
         except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"unique_name may use {{date}}, {{id}} and config keys such as {{seed}} or {{optimizer[n_iterations]}}. "
-                f"Received: {self.unique_name!r} ({error})"
-            ) from None
+            raise _wrong_name(self.unique_name, error) from None
         parts = pathlib.PurePath(name).parts
-        if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts:
-            raise UserError(f"unique_name must name a directory below base_result_dir. Received: {name!r}")
+        if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts or max(len(part.encode()) for part in parts) > MAX_NAME:
+            raise UserError(
+                f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}"
+            )
         return replace(self, unique_name=name)
 
     @property
     def result_dir(self):
         """Where this run writes: `base_result_dir/unique_name`."""
         return pathlib.Path(self.base_result_dir) / self.unique_name
+
+
+def _placeholders(unique_name):
+    """The names of the placeholders in a `unique_name`; padding wider than a directory's name can be is refused."""
+    try:
+        parsed = list(string.Formatter().parse(unique_name))
+    except ValueError as error:
+        raise _wrong_name(unique_name, error) from None
+    for _, _, specification, _ in parsed:
+        if any(int(width) > MAX_NAME for width in re.findall(r"\d{1,9}", specification or "")):
+            raise _wrong_name(unique_name, f"{specification} is too wide")
+    return {re.split(r"[.\[]", name)[0] for _, name, _, _ in parsed if name}
+
+
+def _wrong_name(unique_name, error):
+    return UserError(
+        f"unique_name may use {{date}}, {{id}} and config keys such as {{seed}} or {{optimizer[n_iterations]}}. "
+        f"Received: {shown(unique_name)} ({error})"
+    )
 
 
 def _printable(value):

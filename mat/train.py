@@ -38,7 +38,7 @@ def parse_arguments(arguments):
 
 def train(arguments):
     """Read the config, then train; the config is reported on before the seconds that TensorFlow takes to import."""
-    config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set)
+    config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=arguments.resume)
     console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
     with quiet_stderr():
         import tensorflow as tf

@@ -135,6 +135,8 @@ def test_unique_name_is_a_format_string(read):
         ("unique_name: '{'\n", "unique_name may use {date}"),
         ("unique_name: ../elsewhere\n", "below base_result_dir"),
         ("unique_name: ''\n", "below base_result_dir"),
+        ("unique_name: '{seed:9999999999}'\n", "too wide"),
+        (f"unique_name: {'x' * 300}\n", "in at most 255 bytes"),
     ],
 )
 def test_faulty_configs_are_refused_in_words(read, tmp_path, text, words):
@@ -150,6 +152,14 @@ def test_faulty_configs_are_refused_in_words(read, tmp_path, text, words):
 def test_faulty_overrides_are_refused(read, override):
     with pytest.raises(UserError, match="--set"):
         read("seed: 1\n", override)
+
+
+def test_resuming_wants_a_name_that_stays(tmp_path):
+    (tmp_path / "config.yaml").write_text("unique_name: run_{date}\nbase_result_dir: results\n")
+    with pytest.raises(UserError, match=r"such as results/RUN/config\.yaml"):
+        PatchTrainingConfig.from_yaml(tmp_path / "config.yaml", resume=True)
+    (tmp_path / "config.yaml").write_text("unique_name: run_{seed}_{{date}}\n")
+    assert PatchTrainingConfig.from_yaml(tmp_path / "config.yaml", resume=True).unique_name == "run_0_{date}"
 
 
 def test_missing_file_is_named(tmp_path):
