@@ -18,7 +18,7 @@ def i_fgsm(loss_fn, patches, *, step_sizes, n_iterations, targeted):
     """
     patches = tf.convert_to_tensor(patches)
     direction = -1.0 if targeted else 1.0
-    steps = direction * tf.reshape(step_sizes, [-1, 1, 1, 1])
+    steps = direction * tf.reshape(tf.cast(step_sizes, patches.dtype), [-1, 1, 1, 1])
 
     def refine(iteration, patches):
         with tf.GradientTape(watch_accessed_variables=False) as tape:

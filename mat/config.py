@@ -55,8 +55,20 @@ def _normalize_and_check(config, prefix):
             raise UserError(
                 f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {shown(value)}"
             )
+        if isinstance(value, str):
+            _check_path_text(name, value)
         if not _in_range(value, rule):
             raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {shown(value)}")
+
+
+def _check_path_text(name, value):
+    """All free strings name files: refuse what no file system takes."""
+    try:
+        usable = "\0" not in value and all(len(part.encode()) <= MAX_NAME for part in value.split(os.sep))
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise UserError(f"{name} must be a path of printable text, each part of at most {MAX_NAME} bytes. Received: {shown(value)}")
 
 
 def _in_range(value, rule):
@@ -173,7 +185,7 @@ class PatchTrainingConfig:
         shape = self.patch_shape
         if len(shape) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape) or shape[2] != 3:
             raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {list(shape)}")
-        if max(shape[:2]) > self.image_size:
+        if self.n_patches and max(shape[:2]) > self.image_size:
             raise UserError(
                 f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {list(shape)}"
             )
@@ -200,8 +212,8 @@ class PatchTrainingConfig:
             config = _build(cls, values, "")
             if resume and {"date", "id"} & _placeholders(config.unique_name):
                 raise UserError(
-                    "unique_name has {date} or {id}, so this file names a new directory each time. To resume a run, give the config.yaml in "
-                    f"its own result directory, such as {config.base_result_dir}/RUN/config.yaml. Received: {config.unique_name!r}"
+                    "unique_name has {date} or {id}, so this file names a new directory each time. To resume a run, give the config.yaml "
+                    f"of its own result directory, such as {config.base_result_dir}/RUN/config.yaml. Received: {config.unique_name!r}"
                 )
             return config.resolve_unique_name()
         except UserError as error:
@@ -231,9 +243,7 @@ class PatchTrainingConfig:
             raise _wrong_name(self.unique_name, error) from None
         parts = pathlib.PurePath(name).parts
         if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts or max(len(part.encode()) for part in parts) > MAX_NAME:
-            raise UserError(
-                f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}"
-            )
+            raise UserError(f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}")
         return replace(self, unique_name=name)
 
     @property

@@ -26,14 +26,19 @@ def download(url, path):
     """
     path = pathlib.Path(path)
     if path.exists():
-        console.print(f"{path}: is there already")
+        console.print(f"{path}: is there already; remove it to fetch it again")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: the directory cannot be made: {error.strerror}. Choose another destination") from None
     try:
         _fetch(url, part)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: the server answered {error.code} {error.reason}. Fetch the file by hand and save it as {path}") from None
+    except ValueError as error:
+        raise UserError(f"{url}: not an address to fetch ({error}). Give one that begins with http:// or https://") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"{url}: the download broke off ({reason}). Run the same command again: it goes on from {part}") from None

@@ -21,7 +21,7 @@ class PatchBank(tf.Module):
 
     def __init__(self, patches, targets, step_sizes):
         super().__init__(name="patch_bank")
-        self.patches = tf.Variable(patches, dtype=tf.float32, name="patches")
+        self.patches = tf.Variable(patches, dtype=tf.float32, trainable=False, name="patches")
         self.targets = tf.Variable(targets, dtype=tf.int64, trainable=False, name="targets")
         self.step_sizes = tf.Variable(step_sizes, dtype=tf.float32, trainable=False, name="step_sizes")
 
@@ -180,10 +180,10 @@ def reptile_update(bank_patches, refined, indices, patch_lr):
 
 def _reptile_rows(used, refined, indices, patch_lr):
     """The updated patch of every image, [B, h, w, 3]; images that share a patch get equal rows. `used` are the patches before."""
-    indices = tf.convert_to_tensor(indices)
+    refined, indices = tf.convert_to_tensor(refined), tf.convert_to_tensor(indices)
     batch_size = indices.shape[0]
     same = indices[:, tf.newaxis] == indices[tf.newaxis, :]  # [B, B]
     first = tf.argmax(same, axis=1, output_type=tf.int32)  # the first image with the same patch
-    counts = tf.reduce_sum(tf.cast(same, tf.float32), axis=1)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    counts = tf.reduce_sum(tf.cast(same, refined.dtype), axis=1)[:, tf.newaxis, tf.newaxis, tf.newaxis]
     means = tf.gather(tf.math.unsorted_segment_sum(refined, first, batch_size), first) / counts
     return (1.0 - patch_lr) * used + patch_lr * means

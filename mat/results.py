@@ -1,5 +1,6 @@
 """The result directory of a run: what is written, where, and how it replaces what was there."""
 
+import io
 import os
 
 import numpy as np
@@ -42,7 +43,8 @@ class ResultDirectory:
         if self.path.exists() and not resume:
             raise UserError(
                 f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
-                f"{{date}} or {{id}} into it, remove the directory, or continue its run with: mat/train.py {self.path / CONFIG} --resume"
+                "{date} or {id} into it, remove the directory, or continue its run with: "
+                f"python mat/train.py {self.path / CONFIG} --resume"
             )
         _check_writable(self.path)
         if resume and (self.path / CONFIG).exists():
@@ -64,7 +66,7 @@ class ResultDirectory:
         """Write `log.csv` anew with its header and the first `n_epochs` epochs that it has now."""
         path = self.path / LOG
         rows = path.read_text().splitlines()[1 : n_epochs + 1] if n_epochs else []
-        path.write_text("\n".join([";".join(LOG_COLUMNS), *rows, ""]), newline="\r\n")
+        _replace(path, "\r\n".join([";".join(LOG_COLUMNS), *rows, ""]).encode())
 
     def log_epoch(self, epoch, *, loss, accuracy, validation_accuracy, **scalars):
         """Append an epoch to `log.csv`, in the original's format, and write it and other `scalars` to the TensorBoard events."""
@@ -87,12 +89,10 @@ class ResultDirectory:
     def save_patches(self, bank, epoch):
         """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""
         patches = bank.patches.numpy()
-        temporary = self.path / f"{PATCHES}.part"
-        with open(temporary, "wb") as file:
-            np.savez(file, patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
-        os.replace(temporary, self.path / PATCHES)
-        picture = tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy()
-        (self.path / PATCHES_PICTURE).write_bytes(picture)
+        arrays = io.BytesIO()
+        np.savez(arrays, patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
+        _replace(self.path / PATCHES, arrays.getvalue())
+        _replace(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
         with self._events.as_default(step=epoch):
             tf.summary.image("patches", patch_grid(patches[:MAX_PATCHES_IN_EVENTS])[np.newaxis])
         self._events.flush()
@@ -120,6 +120,13 @@ def patch_grid(patches):
     cells = np.concatenate([cells, np.full((n_rows * n_columns - n_patches, *cells.shape[1:]), 255, np.uint8)])
     cells = cells.reshape(n_rows, n_columns, *cells.shape[1:])
     return cells.transpose(0, 2, 1, 3, 4).reshape(n_rows * cells.shape[2], n_columns * cells.shape[3], 3)
+
+
+def _replace(path, content):
+    """Write a whole file under a temporary name that then replaces `path`."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def _check_writable(path):

@@ -61,8 +61,9 @@ class TrainingStep(tf.Module):
         refined = indices = None
         if self.bank is not None:
             images, refined, indices, _ = self.attack(images, labels)
+        statistics = [tf.identity(variable) for variable in self.model.non_trainable_variables]  # of batch normalization
         loss, accuracy, gradients = self.loss_and_gradients(images, labels)
-        self.commit(loss, accuracy, gradients, refined, indices)
+        self.commit(loss, accuracy, gradients, statistics, refined, indices)
         return loss, accuracy
 
     def attack(self, images, labels):
@@ -71,17 +72,21 @@ class TrainingStep(tf.Module):
         Returns:
             The images with their refined patches, the refined patches, and the indices and offsets that were selected.
         """
-        trial_indices, trial_offsets = draw_trials(
-            fold_in(self.trial_seed, self.step),
-            n_trials=self.n_trials,
-            batch_size=images.shape[0],
-            n_patches=self.bank.patches.shape[0],
-            image_shape=images.shape[1:],
-            patch_shape=self.bank.patches.shape[1:],
-        )
+        trial_indices, trial_offsets = self.draw_trials(images.shape[0], images.shape[1:3])
         indices, offsets = self.select(images, labels, trial_indices, trial_offsets)
         refined = self.refine(images, labels, indices, offsets)
         return apply_patches(images, refined, offsets), refined, indices, offsets
+
+    def draw_trials(self, batch_size, image_shape):
+        """The trials of the step at hand for a batch of images of `image_shape` = (H, W); see `mat.patch.draw_trials`."""
+        return draw_trials(
+            fold_in(self.trial_seed, self.step),
+            n_trials=self.n_trials,
+            batch_size=batch_size,
+            n_patches=self.bank.patches.shape[0],
+            image_shape=image_shape,
+            patch_shape=self.bank.patches.shape[1:3],
+        )
 
     def select(self, images, labels, trial_indices, trial_offsets):
         """SELECT: the trial of the largest loss of the true label, also for targeted attacks. Returns indices [B], offsets [B, 2]."""
@@ -115,8 +120,12 @@ class TrainingStep(tf.Module):
             loss += self.weight_decay * tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in self.decayed_kernels])
         return loss, tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32)), tape.gradient(loss, self.model.trainable_variables)
 
-    def commit(self, loss, accuracy, gradients, refined, indices):
-        """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite."""
+    def commit(self, loss, accuracy, gradients, statistics, refined, indices):
+        """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite.
+
+        Args:
+            statistics: the model's non-trainable variables before the step, to go back to if it was not finite.
+        """
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
         self.failed_step.assign(tf.where(finite | (self.failed_step >= 0), self.failed_step, self.step))
 
@@ -130,7 +139,12 @@ class TrainingStep(tf.Module):
             self.accuracy_sum.assign_add(accuracy)
             return True
 
-        tf.cond(self.failed_step < 0, update, lambda: False)
+        def restore():
+            for variable, value in zip(self.model.non_trainable_variables, statistics, strict=True):
+                variable.assign(value)
+            return False
+
+        tf.cond(self.failed_step < 0, update, restore)
 
     def metrics(self):
         """Mean (loss, accuracy) over the steps since `reset_metrics`, as floats; NaN before the first."""

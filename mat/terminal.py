@@ -8,13 +8,12 @@ import tempfile
 import time
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 PLAIN_LINE_SECONDS = 20.0  # between progress lines where the output is not a terminal
 REFRESH_SECONDS = 0.5  # between updates of the live line; an update waits for the device
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -47,9 +46,9 @@ def duration(seconds):
 
 def print_facts(title, facts):
     """Print a title and, aligned below it, names and values."""
-    console.print(f"[bold]{title}[/bold]")
+    console.print(title, style="bold")
     for name, value in facts.items():
-        console.print(f"  {name:<{max(map(len, facts))}}  {escape(value)}")
+        console.print(f"  {name:<{max(map(len, facts))}}  {value}")
 
 
 class ProgressLine:
@@ -65,9 +64,9 @@ class ProgressLine:
         self._live = None
         if console.is_terminal:
             self._live = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -120,9 +119,9 @@ class TrainingProgress:
         self.total_steps = n_epochs * steps_per_epoch
         self.images_per_second = 0.0
         self._line = ProgressLine(self.total_steps)
-        self._started = self._epoch_started = time.monotonic()
+        self._started = self._epoch_started = self._last_update = time.monotonic()
         self._after_first_step = None
-        self._last_update = (self._started, self.first_step)
+        self._rate_from = (self._started, self.first_step)  # when and after which step images/s start to count
         self._estimate_at = min(first_epoch * steps_per_epoch + self.ESTIMATE_AFTER_STEPS, self.total_steps)
 
     def __enter__(self):
@@ -134,17 +133,17 @@ class TrainingProgress:
 
     def due(self, done):
         """Whether to call `update` after step number `done` of the run, counted from 1."""
-        return done in (self.first_step + 1, self._estimate_at) or time.monotonic() - self._last_update[0] >= REFRESH_SECONDS
+        return done in (self.first_step + 1, self._estimate_at) or time.monotonic() - self._last_update >= REFRESH_SECONDS
 
     def update(self, done, loss, accuracy):
         """Show the state after step number `done` of the run: means over the epoch so far."""
-        now = time.monotonic()
-        before, done_before = self._last_update
-        self._last_update = (now, done)
+        now = self._last_update = time.monotonic()
         if done == self.first_step + 1:  # the step that traces and compiles tells nothing about the next ones
             self._after_first_step = now
+            self._rate_from = (now, done)
             return
-        self.images_per_second = (done - done_before) * self.batch_size / max(now - before, 1e-9)
+        rate_start, rate_done = self._rate_from
+        self.images_per_second = (done - rate_done) * self.batch_size / (now - rate_start)
         seconds_per_step = (now - self._after_first_step) / (done - self.first_step - 1)
         left = seconds_per_step * (self.total_steps - done)
         if done == self._estimate_at:
@@ -164,6 +163,7 @@ class TrainingProgress:
         """Print the line of a finished epoch."""
         now = time.monotonic()
         seconds, self._epoch_started = now - self._epoch_started, now
+        self._rate_from = (now, (epoch + 1) * self.steps_per_epoch)
         console.print(
             f"epoch {epoch + 1}/{self.n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (patched)  "
             f"validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}"

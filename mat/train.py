@@ -1,19 +1,35 @@
 """Command line: train a model with meta adversarial training as a YAML file says."""
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+import yaml
+
 from mat.config import PatchTrainingConfig
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.terminal import console, quiet_stderr
 
-STATUS = """exit status:
+STATUS = """
+exit status:
   0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
   130 Ctrl-C; 143 SIGTERM; 1 a bug"""
+
+
+def _key_list(cls, prefix=""):
+    """The config's keys with their defaults and meanings, a line each."""
+    lines = [] if prefix else ["keys of CONFIG, with their defaults:"]
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.default):
+            lines.append(_key_list(type(f.default), f"{f.name}."))
+            continue
+        default = yaml.safe_dump(list(f.default) if isinstance(f.default, tuple) else f.default, default_flow_style=True)
+        lines.append(f"  {prefix + f.name:<26} {default.splitlines()[0]:<20} {f.metadata['meaning']}")
+    return "\n".join(lines)
 
 
 def parse_arguments(arguments):
@@ -21,10 +37,10 @@ def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         prog="mat-train",
         description="Train an image classifier to be robust against universal patches, by meta adversarial training (arXiv:2101.11453).",
-        epilog=STATUS,
+        epilog=_key_list(PatchTrainingConfig) + STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/demo.yaml; README.md lists its keys")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/demo.yaml; its keys are listed below")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",

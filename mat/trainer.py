@@ -12,7 +12,7 @@ import tensorflow as tf
 from mat import __version__
 from mat.data.demo import make_demo
 from mat.data.records import record_path
-from mat.data.tiny_imagenet import initial_images, read_records, train_dataset, validation_dataset
+from mat.data.tiny_imagenet import SPLITS, initial_images, read_records, train_dataset, validation_dataset
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.models import create_model, load_weights
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
@@ -40,6 +40,9 @@ class Trainer:
         self.results = ResultDirectory(config, resume=resume)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
+        self.model = create_model(config)
+        if config.initial_weights is not None:
+            load_weights(self.model, config.initial_weights)
         self.train_records, self.validation_records = _read_data(config)
         self.steps_per_epoch = len(self.train_records.labels) // config.batch_size
         if self.steps_per_epoch == 0:
@@ -48,9 +51,6 @@ class Trainer:
                 f"{config.batch_size}. Set a smaller batch_size"
             )
         self.jit_compile = bool(tf.config.list_physical_devices("GPU")) if config.jit_compile == "auto" else config.jit_compile
-        self.model = create_model(config)
-        if config.initial_weights is not None:
-            load_weights(self.model, config.initial_weights)
         self.bank = sample_patches(config, self.train_records) if config.n_patches else None
         self.step = TrainingStep(
             self.model,
@@ -177,11 +177,11 @@ class Trainer:
         if step < 0:
             return
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        config = self.config
         raise NonFiniteLossError(
-            f"the loss or its gradient became NaN or infinite at step {step} (epoch {epoch + 1}, step {step_in_epoch + 1}). Weights and "
-            f"patches were left as they were before it. Try a lower initial_lr (now {self.config.initial_lr}), a larger batch_size (now "
-            f"{self.config.batch_size}), normalization: strip (now {self.config.normalization}) or precision: float32 (now "
-            f"{self.config.precision})"
+            f"the loss or its gradient became NaN or infinite at step {step + 1} (epoch {epoch + 1}, step {step_in_epoch + 1}), which was "
+            f"not made. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
+            f"normalization: strip (now {config.normalization}) or precision: float32 (now {config.precision})"
         )
 
     def _stopped_message(self, epoch, step):
@@ -189,7 +189,7 @@ class Trainer:
         done = f"epoch {epoch} is saved" if epoch else "no epoch was complete"
         return (
             f"Stopped after epoch {epoch + 1}, step {step} of {self.steps_per_epoch}; {done}. "
-            f"Continue with: mat/train.py {self.results.path / CONFIG} --resume"
+            f"Continue with: python mat/train.py {self.results.path / CONFIG} --resume"
         )
 
     def _print_plan(self):
@@ -270,12 +270,12 @@ def learning_rate(epoch, *, n_epochs, initial_lr):
 def _read_data(config):
     """The training and validation records, the demo's made first where they are missing."""
     try:
-        if config.dataset == "demo" and not record_path(config.data_dir, "train").exists():
+        if config.dataset == "demo" and not all(record_path(config.data_dir, split).exists() for split in SPLITS):
             console.print(f"{config.data_dir}: making the demo's data set")
             make_demo(config.data_dir)
     except OSError as error:
-        raise UserError(f"{error.filename or config.data_dir}: cannot be written: {error.strerror}. Change data_dir") from None
-    return tuple(read_records(config.data_dir, split, n_classes=config.n_classes) for split in ("train", "validation"))
+        raise UserError(f"{error.filename or config.data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
+    return tuple(read_records(config.data_dir, split, n_classes=config.n_classes) for split in SPLITS)
 
 
 def _padded(images, labels, batch_size):

@@ -14,6 +14,8 @@ class _ConfigLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         """A mapping without duplicate keys."""
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "a section must be a mapping of keys to values", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node.value, str) else None
@@ -21,6 +23,14 @@ class _ConfigLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node, deep=False):
+        """A value; PyYAML's constructors fail in their own ways on a scalar that its explicit tag does not fit."""
+        try:
+            return super().construct_object(node, deep)
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+            problem = f"the value does not fit its tag {node.tag.replace('tag:yaml.org,2002:', '!!')} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def refuse_tag(self, node):
         """Constructor of every tag that YAML's core schema does not define."""
@@ -84,5 +94,8 @@ def shown(value):
     """A value as a message shows it: short, and in YAML's words."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integers of thousands of digits
+        return "a very large number"
     return text if len(text) <= 80 else text[:77] + "..."

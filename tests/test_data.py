@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.data.records import SPLITS, make_example
+from mat.data.records import make_example
 from mat.data.tiny_imagenet import (
+    SPLITS,
     augment,
     initial_images,
     load_dataset,
@@ -152,8 +153,13 @@ def test_grayscale_images_become_rgb(tiny_data):
     np.testing.assert_array_equal(images[0, ..., 0], images[0, ..., 2])
 
 
+def test_unknown_splits_are_refused(tiny_data):
+    with pytest.raises(ValueError, match="Received: 'test'"):
+        load_dataset(tiny_data, "test", batch_size=8)
+
+
 def test_missing_records_are_refused_with_the_command_that_makes_them(tmp_path):
-    for split in SPLITS[:2]:
+    for split in SPLITS:
         with pytest.raises(UserError, match=rf"{split}\.tfrecord: no such file.*python -m mat\.data\.convert SOURCE {tmp_path}"):
             read_records(tmp_path, split, n_classes=4)
 

@@ -1,16 +1,27 @@
 """The demo's data set: its records are those of Tiny ImageNet, its classes can be told apart."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from mat.config import DEMO_IMAGE_SIZE, DEMO_N_CLASSES
+from mat.config import DEMO_IMAGE_SIZE, DEMO_N_CLASSES, MIN_FEATURE_MAP
 from mat.data import demo
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
 from mat.data.tiny_imagenet import read_records
+from mat.errors import UserError
+from mat.models.resnet import POOL_SIZE
 
 
-def test_config_and_data_set_agree():
+def test_config_data_set_and_network_agree():
     assert (demo.IMAGE_SIZE, len(demo.PATTERNS)) == (DEMO_IMAGE_SIZE, DEMO_N_CLASSES)
+    assert MIN_FEATURE_MAP == POOL_SIZE
+
+
+def test_other_data_is_not_overwritten(tmp_path):
+    (tmp_path / "wnids.txt").write_text("n01\n")
+    with pytest.raises(UserError, match="holds other data"):
+        demo.make_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["wnids.txt"]
 
 
 def test_records_are_balanced_valid_and_repeatable(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The bank: applying, drawing, selecting and updating patches."""
 
+import zlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +17,7 @@ from mat.patch import (
     resize_to_patches,
     select_patches,
 )
-from mat.seeds import stream_seed
+from mat.seeds import draw_integers, stream_seed
 from tests.conftest import golden
 
 
@@ -70,6 +72,11 @@ def test_trials_are_the_same_with_xla_and_differ_between_seeds():
     for one, two in zip(draw(seed), draw_xla(seed), strict=True):
         np.testing.assert_array_equal(one, two)
     assert np.any(draw(seed)[0] != draw(other)[0])
+
+
+def test_seeds_of_streams_are_the_same_on_every_machine():
+    np.testing.assert_array_equal(stream_seed(3, "trials"), np.array([3, zlib.crc32(b"trials")]).astype(np.uint32).view(np.int32))
+    np.testing.assert_array_equal(draw_integers([4], stream_seed(0, "trials"), 1000, tf.int32), [827, 366, 777, 282])
 
 
 def test_a_patch_as_large_as_the_image_has_one_position():

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
+from mat.config import PatchTrainingConfig
 from mat.models import create_model, save_weights
 from mat.train import main
 from tests.conftest import TINY, write_tiny_split
@@ -68,17 +69,11 @@ def truncate(data_dir):
         (None, {"initial_weights": "config.yaml"}, "config.yaml: not a weights file"),
         (None, {"initial_weights": "none.h5"}, "none.h5: no such weights file"),
         (None, {"base_result_dir": "config.yaml/results"}, "config.yaml is not a directory"),
-        (None, {"image_size": 15}, "Set n_stacks: 2"),
         (None, {"image_size": 14}, "too small for n_stacks: 2"),
     ],
 )
 def test_faulty_input_ends_with_status_2_one_message_and_nothing_written(run, tiny_data, damage_data, keys, words):
-    if keys.get("image_size") == 15:  # the smallest image that fits
-        assert run(["--set", "n_epochs=1"], **keys)[0] == 0
-        return
     if keys.get("initial_weights") == "wide.h5":
-        from mat.config import PatchTrainingConfig
-
         wide = {key: value for key, value in TINY.items() if key != "unique_name"} | {"width": 2}
         save_weights(create_model(PatchTrainingConfig(**wide)), "wide.h5")
     if damage_data:
@@ -91,6 +86,37 @@ def test_faulty_input_ends_with_status_2_one_message_and_nothing_written(run, ti
     assert not pathlib.Path("results").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such config file"),
+        ("seed: [1\n", "line 2"),
+        ("- seed\n", "a mapping of keys"),
+        ("n_epoch: 3\n", "Did you mean n_epochs?"),
+        ("seed: !!python/object/apply:os.system ['touch pwned']\n", "is not allowed"),
+        ("patch_lr: fast\n", "patch_lr must be a number"),
+        ("depth: 13\n", "the nearest are 8 and 14"),
+        ("patch_shape: [65, 65, 3]\n", "at most [64, 64, 3]"),
+    ],
+)
+def test_faulty_configs_end_with_status_2_and_one_message(tmp_path, monkeypatch, capsys, text, words):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        pathlib.Path("config.yaml").write_text(text)
+    assert main(["config.yaml"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("mat-train: config.yaml: ")
+    assert errors.count("\n") == 1
+    assert words in errors
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml"}
+
+
+def test_brackets_in_names_are_no_markup(run):
+    status, errors, output = run(["--set", "n_epochs=1"], base_result_dir="[/red]results")
+    assert (status, errors) == (0, "")
+    assert "training into [/red]results/run" in output
+
+
 def test_a_loss_that_is_not_finite_ends_with_status_3(run):
     status, errors, _ = run(initial_lr=1000.0, normalization="none", weight_decay=1000.0)
     assert status == 3
@@ -99,10 +125,9 @@ def test_a_loss_that_is_not_finite_ends_with_status_3(run):
 
 @pytest.mark.parametrize("command", [["mat/train.py"], ["-m", "mat.train"]])
 def test_help_shows_everything_without_tensorflow(command):
-    """Also from outside the checkout's folder, where `mat` is found by the script itself."""
     code = [sys.executable, "-X", "importtime", *command, "--help"]
     process = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    for words in ("CONFIG", "--set KEY=VALUE", "--resume", "exit status"):
+    for words in ("CONFIG", "--set KEY=VALUE", "--resume", "exit status", "optimizer.n_iterations", "[24, 24, 3]"):
         assert words in process.stdout
     assert "tensorflow" not in process.stderr
 

@@ -37,7 +37,7 @@ def convert(source, destination, *, seed=0):
     Raises:
         UserError: the source is not such a folder or archive, or the destination has records already.
     """
-    from mat.data.records import SPLITS, record_path, write_records  # imports TensorFlow
+    from mat.data.records import SPLITS, record_path, staged, write_records  # imports TensorFlow
 
     destination = pathlib.Path(destination)
     present = [path for split in SPLITS if (path := record_path(destination, split)).exists()]
@@ -45,18 +45,20 @@ def convert(source, destination, *, seed=0):
         raise UserError(f"{present[0]}: exists already. Remove it to convert again, or choose another destination")
     with _open_source(source) as files:
         word_lists = {name: files.read(name) for name in ("wnids.txt", "words.txt")}
-        wnids = word_lists["wnids.txt"].decode().split()
+        wnids = files.read_text("wnids.txt").split()
+        if not wnids or len(set(wnids)) < len(wnids):
+            raise UserError(f"{files.path}: wnids.txt must list each class once, one a line")
         splits = {
             "train": _train_images(files, wnids, seed),
             "validation": _validation_images(files, wnids),
             "test": [(name, None, None, None) for name in files.names("test/images")],
         }
         try:
-            destination.mkdir(parents=True, exist_ok=True)
-            for split, images in splits.items():
-                write_records(record_path(destination, split), _examples(files, images, split))
-            for name, content in word_lists.items():
-                (destination / name).write_bytes(content)
+            with staged(destination) as stage:
+                for split, images in splits.items():
+                    write_records(record_path(stage, split), _examples(files, images, split))
+                for name, content in word_lists.items():
+                    (stage / name).write_bytes(content)
         except OSError as error:
             raise UserError(
                 f"{error.filename or destination}: cannot be written: {error.strerror or error}. Choose another destination"
@@ -76,7 +78,7 @@ def _train_images(files, wnids, seed):
     """(name, wnid, label, box) of all training images, shuffled."""
     images = []
     for label, wnid in enumerate(wnids):
-        annotations = {image: box for image, _, box in _annotations(files, f"train/{wnid}/{wnid}_boxes.txt")}
+        annotations = {image: box for (image,), box in _annotations(files, f"train/{wnid}/{wnid}_boxes.txt", ["image"])}
         names = files.names(f"train/{wnid}/images")
         if not names:
             raise UserError(f"{files.path}: train/{wnid}/images has no images, and wnids.txt lists the class {wnid}")
@@ -92,23 +94,21 @@ def _train_images(files, wnids, seed):
 def _validation_images(files, wnids):
     """(name, wnid, label, box) of all validation images, in the order of val_annotations.txt."""
     images = []
-    for image, wnid, box in _annotations(files, "val/val_annotations.txt"):
+    for (image, wnid), box in _annotations(files, "val/val_annotations.txt", ["image", "wnid"]):
         if wnid not in wnids:
             raise UserError(f"{files.path}: val/val_annotations.txt gives {image} the class {wnid}, which is not in wnids.txt")
         images.append((f"val/images/{image}", wnid, wnids.index(wnid), box))
     return images
 
 
-def _annotations(files, name):
-    """(image, wnid or None, box) of each line of an annotation file: `image [wnid] xmin ymin xmax ymax`."""
-    for number, line in enumerate(files.read(name).decode().splitlines(), start=1):
-        try:
-            image, *wnid, xmin, ymin, xmax, ymax = line.split()
-            yield image, wnid[0] if wnid else None, (int(xmin), int(ymin), int(xmax), int(ymax))
-        except ValueError:
-            raise UserError(
-                f"{files.path}: {name}, line {number}: not `image [wnid] xmin ymin xmax ymax`. Received: {line[:80]!r}"
-            ) from None
+def _annotations(files, name, columns):
+    """(words, box) of each line of an annotation file: the `columns`, then `xmin ymin xmax ymax` in pixels."""
+    for number, line in enumerate(files.read_text(name).splitlines(), start=1):
+        words, box = line.split()[: len(columns)], line.split()[len(columns) :]
+        if len(box) != 4 or not all(value.isdecimal() for value in box):
+            expected = " ".join([*columns, "xmin ymin xmax ymax"])
+            raise UserError(f"{files.path}: {name}, line {number}: not `{expected}`. Received: {line[:80]!r}")
+        yield words, tuple(map(int, box))
 
 
 class _Files:
@@ -146,6 +146,13 @@ class _Files:
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{self.path}: {name} cannot be read ({error}). Fetch the archive again") from None
 
+    def read_text(self, name):
+        """A file's text."""
+        try:
+            return self.read(name).decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: {name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
 
 def _by_number(base):
     """Sorts `test_10.JPEG` behind `test_9.JPEG`."""
@@ -167,7 +174,7 @@ def _open_source(source):
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{source}: not a readable zip archive ({error}). Fetch it again") from None
+        raise UserError(f"{source}: not a readable zip archive ({error}). Remove it and fetch it again") from None
     with archive:
         yield _Files(source, archive.namelist(), archive.read)
 

@@ -10,7 +10,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from mat.data.records import SPLITS, make_example, record_path, write_records
+from mat.data.records import make_example, record_path, staged, write_records
+from mat.errors import UserError
 
 IMAGE_SIZE = 32
 N_TRAIN = 4000
@@ -44,7 +45,7 @@ PATTERNS = {
     "diagonal stripes": lambda r, c: _wave((r + c) / np.sqrt(2)),
     "checkerboard": lambda r, c: _wave(r) * _wave(c),
     "rings": lambda r, c: _wave(np.hypot(r - 2, c - 2)),
-    "dots": lambda r, c: 0.3 - np.hypot(_cell(r), _cell(c)),
+    "marble": lambda r, c: _wave(r / 3 + 0.3 * np.sin(2.9 * c) + 0.3 * np.sin(2.1 * r + 3.7 * c)),
     "grid": lambda r, c: np.maximum(_cell(r), _cell(c)) - 0.36,
     "zigzag": lambda r, c: _wave(r + 2 * _cell(c)),
     "spokes": lambda r, c: _wave(4 / np.pi * np.arctan2(r - 2, c - 2)),
@@ -62,19 +63,30 @@ def draw_image(label, rng):
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def make_demo(data_dir, seed=0):
-    """Write the demo's `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `words.txt` into `data_dir`."""
-    data_dir = pathlib.Path(data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    wnids = [f"demo{label:02d}" for label in range(len(PATTERNS))]
-    (data_dir / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids))
-    (data_dir / "words.txt").write_text("".join(f"{wnid}\t{words}\n" for wnid, words in zip(wnids, PATTERNS, strict=True)))
-    for stream, (split, n_images) in enumerate(zip(SPLITS, (N_TRAIN, N_VALIDATION), strict=False)):
-        rng = np.random.default_rng([seed, stream])
-        labels = rng.permutation(np.arange(n_images) % len(PATTERNS))
-        write_records(record_path(data_dir, split), (_example(int(label), wnids, rng) for label in labels))
+WNIDS = [f"demo{label:02d}" for label in range(len(PATTERNS))]
 
 
-def _example(label, wnids, rng):
+def make_demo(data_dir):
+    """Write the demo's `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `words.txt` into `data_dir`, the same every time.
+
+    Raises:
+        UserError: the directory holds other data.
+        OSError: a file cannot be written.
+    """
+    wnids = "".join(f"{wnid}\n" for wnid in WNIDS)
+    present = pathlib.Path(data_dir) / "wnids.txt"
+    if present.exists() and present.read_text(errors="replace") != wnids:
+        raise UserError(f"{data_dir}: holds other data, so the demo's cannot be made there. Set data_dir to another directory")
+    with staged(data_dir) as stage:
+        (stage / "wnids.txt").write_text(wnids)
+        (stage / "words.txt").write_text("".join(f"{wnid}\t{words}\n" for wnid, words in zip(WNIDS, PATTERNS, strict=True)))
+        for stream, (split, n_images) in enumerate({"train": N_TRAIN, "validation": N_VALIDATION}.items()):
+            rng = np.random.default_rng([0, stream])
+            labels = rng.permutation(np.arange(n_images) % len(PATTERNS))
+            write_records(record_path(stage, split), (_example(int(label), rng) for label in labels))
+
+
+def _example(label, rng):
+    """One record of class `label`."""
     jpeg = tf.io.encode_jpeg(draw_image(label, rng), quality=JPEG_QUALITY).numpy()
-    return make_example(jpeg, wnids[label], label, (0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1))
+    return make_example(jpeg, WNIDS[label], label, (0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1))

@@ -1,7 +1,9 @@
 """The schema of the TFRecord files, that of the original's converter, and how they are written."""
 
+import contextlib
 import os
 import pathlib
+import tempfile
 
 import tensorflow as tf
 
@@ -37,16 +39,29 @@ def make_example(jpeg, wnid=None, label=None, box=None):
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
+@contextlib.contextmanager
+def staged(destination):
+    """A temporary directory below `destination`, whose files move into it when the block ends well, and go when it does not.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    destination = pathlib.Path(destination)
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination, prefix="unfinished-") as stage:
+        try:
+            yield pathlib.Path(stage)
+        except tf.errors.OpError as error:  # TensorFlow's own file system
+            raise OSError(error.message) from None
+        for path in sorted(pathlib.Path(stage).iterdir()):
+            os.replace(path, destination / path.name)
+
+
 def write_records(path, examples):
-    """Write serialized records under a temporary name that becomes `path` when all are written."""
-    temporary = pathlib.Path(f"{path}.part")
-    try:
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for example in examples:
-                writer.write(example)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write serialized records to a TFRecord file."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for example in examples:
+            writer.write(example)
 
 
 def _bytes(value):

@@ -12,6 +12,8 @@ from mat.data import records as schema
 from mat.errors import UserError
 from mat.seeds import fold_in, generator, split, stream_seed
 
+SPLITS = ("train", "validation")  # those with labels
+
 CROP_AREA = (0.5, 1.0)
 CROP_ASPECT_RATIO = (0.75, 1.33)
 CROP_ATTEMPTS = 20
@@ -57,6 +59,8 @@ def read_records(data_dir, split, *, n_classes):
     parsed = file.batch(PARSE_BATCH).map(lambda batch: tf.io.parse_example(batch, FEATURES), num_parallel_calls=tf.data.AUTOTUNE)
     try:
         batches = [(batch[schema.IMAGE], batch[schema.LABEL].numpy()) for batch in parsed]
+    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
+        raise UserError(f"{path}: cannot be read ({error.message.splitlines()[0]}). Change data_dir, or the file's permissions") from None
     except tf.errors.DataLossError:
         intact = _count_intact(file)
         raise UserError(f"{path}: truncated or corrupt after {intact} intact records. Make the file again with mat.data.convert") from None
@@ -112,11 +116,27 @@ def _check_images(records):
 
 
 def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, label_smoothing=0.0, seed=0, epoch=0):
-    """One epoch of a split as batches; see `read_records` and `make_dataset`, which it combines.
+    """One epoch of a split as batches: `read_records`, then `train_dataset` or `validation_dataset`.
+
+    Args:
+        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
+        split: "train" | "validation".
+        batch_size: B.
+        n_classes: number of classes.
+        image_size: height and width of the images.
+        label_smoothing: for training labels, see `smooth_one_hot`.
+        seed: the config's seed, for training.
+        epoch: which epoch's order and augmentation, for training.
 
     Returns:
         tf.data.Dataset of (images float32 [B, image_size, image_size, 3] in [0, 1], labels float32 [B, n_classes]).
+
+    Raises:
+        UserError: as `read_records`.
+        ValueError: an unknown split.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}. Received: {split!r}")
     records = read_records(data_dir, split, n_classes=n_classes)
     arguments = {"batch_size": batch_size, "n_classes": n_classes, "image_size": image_size}
     if split == "train":
@@ -169,19 +189,24 @@ def initial_images(records, targets, *, targeted, image_size, seed):
     """
     order = generator(seed, "bank/order").permutation(len(records.labels))
     classes, labels = (targets, records.labels[order]) if targeted else (np.zeros_like(targets), np.zeros_like(order))
-    chosen = {c: np.flatnonzero(labels == c) for c in np.unique(classes)}
-    missing = [int(c) for c in chosen if not chosen[c].size]
+    served = {c: [] for c in np.unique(classes)}  # the examples of each class, in order
+    for example, label in zip(order, labels, strict=True):
+        if label in served:
+            served[label].append(example)
+    missing = [int(c) for c, examples in served.items() if not examples]
     if missing:
         raise UserError(
             f"{records.path}: no image of class {', '.join(map(str, missing[:10]))}, and patch_initialization: data starts a patch of each "
             "class from an image of it. Set patch_initialization: random, or n_classes to the classes that the file has"
         )
-    turns = np.array([np.sum(classes[:i] == c) for i, c in enumerate(classes)])  # how many patches of the class come before
-    sizes = np.array([chosen[c].size for c in classes])
-    examples = order[[chosen[c][turn % size] for c, turn, size in zip(classes, turns, sizes, strict=True)]]
-    rounds = turns // sizes
-    seeds = np.stack([stream_seed(seed, f"bank/augmentation/{r}") for r in range(rounds.max() + 1)])
-    return _augmented_images(records, examples, seeds[rounds], image_size)
+    turns = dict.fromkeys(served, 0)  # how many patches of the class came before
+    examples, rounds = [], []
+    for c in classes:
+        examples.append(served[c][turns[c] % len(served[c])])
+        rounds.append(turns[c] // len(served[c]))
+        turns[c] += 1
+    seeds = np.stack([stream_seed(seed, f"bank/augmentation/{r}") for r in range(max(rounds) + 1)])
+    return _augmented_images(records, np.array(examples), seeds[rounds], image_size)
 
 
 def _augmented_images(records, examples, seeds, image_size):

@@ -15,7 +15,7 @@ NORMALIZATIONS = {
     "strip": ("group_normalization", lambda **kwargs: StripNormalization(GROUPS, EPSILON, **kwargs)),
     "group": ("channel_group_normalization", lambda **kwargs: keras.layers.GroupNormalization(GROUPS, epsilon=EPSILON, **kwargs)),
     "batch": ("batch_normalization", lambda **kwargs: keras.layers.BatchNormalization(epsilon=EPSILON, **kwargs)),
-    "layer": ("layer_normalization", lambda **kwargs: keras.layers.LayerNormalization(axis=[1, 2, 3], epsilon=EPSILON, **kwargs)),
+    "layer": ("layer_normalization", lambda **kwargs: keras.layers.GroupNormalization(1, epsilon=EPSILON, **kwargs)),
     "none": ("none", None),
 }
 
