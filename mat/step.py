@@ -70,7 +70,8 @@ class TrainingStep(tf.Module):
         """Draw this step's trials, then SELECT and I-FGSM.
 
         Returns:
-            The images with their refined patches, the refined patches, and the indices and offsets that were selected.
+            The images with their refined patches [B, H, W, 3], the refined patches [B, h, w, 3], and the indices int64 [B] and offsets
+            int32 [B, 2] that were selected.
         """
         trial_indices, trial_offsets = self.draw_trials(images.shape[0], images.shape[1:3])
         indices, offsets = self.select(images, labels, trial_indices, trial_offsets)
@@ -113,7 +114,12 @@ class TrainingStep(tf.Module):
         )
 
     def loss_and_gradients(self, images, labels):
-        """OPT, first half: batch-mean cross-entropy with the L2 term, accuracy, and the gradients of the model's weights."""
+        """OPT, first half: the training loss and its gradients, the model in training mode.
+
+        Returns:
+            Batch-mean cross-entropy with the L2 term (float32 scalar), accuracy (float32 scalar in [0, 1]), and the gradients, a list in
+            the order of `model.trainable_variables`.
+        """
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             loss = tf.reduce_mean(cross_entropy(labels, logits))
@@ -124,6 +130,8 @@ class TrainingStep(tf.Module):
         """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite.
 
         Args:
+            loss, accuracy, gradients: of `loss_and_gradients`.
+            refined, indices: of `attack`, or None without a bank.
             statistics: the model's non-trainable variables before the step, to go back to if it was not finite.
         """
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
