@@ -14,18 +14,22 @@ TIMEOUT = 30.0  # seconds without a byte
 MEGABYTE = 1e6
 
 
-def download(url, path):
+def download(url, path, *, check=None):
     """Fetch `url` to `path`; a broken transfer is kept as `path.part`, from where the next call goes on.
 
     Args:
         url: http or https address of the file.
         path: where the complete file will be; if it exists it is taken as complete.
+        check: called with the path of the complete file, also of one that is there already; a download that it refuses by raising
+            `UserError` is removed.
 
     Raises:
-        UserError: the server cannot be reached, refuses, or the transfer breaks off.
+        UserError: the server cannot be reached, refuses, the transfer breaks off, or the file is not the expected one.
     """
     path = pathlib.Path(path)
     if path.exists():
+        if check is not None:
+            check(path)
         console.print(f"{path}: is there already; remove it to fetch it again")
         return
     part = path.with_name(path.name + ".part")
@@ -42,6 +46,12 @@ def download(url, path):
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"{url}: the download broke off ({reason}). Run the same command again: it goes on from {part}") from None
+    if check is not None:
+        try:
+            check(part)
+        except UserError:
+            part.unlink()
+            raise
     os.replace(part, path)
 
 

@@ -1,7 +1,11 @@
 """What all tests share: golden values of the original, its small network, and tiny data."""
 
+import functools
+import http.server
 import os
 import pathlib
+import re
+import threading
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -15,6 +19,8 @@ from mat.data.records import make_example, record_path, write_records
 from mat.models import create_model, load_weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+SMALL = {"image_size": 16, "n_classes": 5, "depth": 8, "width": 1, "n_stacks": 2, "patch_shape": (4, 4, 3)}  # a network
 
 TINY = {  # a config that trains in seconds, on `tiny_data`
     "image_size": 16,
@@ -85,3 +91,42 @@ def tiny_config(tmp_path, tiny_data):
         return PatchTrainingConfig(**TINY | {"data_dir": str(tiny_data), "base_result_dir": str(tmp_path / "results")} | keys)
 
     return make
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves one file; may break off after `breaks_after` bytes, or ignore ranges."""
+
+    def __init__(self, state, *args):
+        self.state = state
+        super().__init__(*args)
+
+    def do_GET(self):
+        content, state = self.state["content"], self.state
+        state["requests"].append(self.headers.get("Range"))
+        if "status" in state:
+            self.send_error(state["status"])
+            return
+        ranges = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(ranges.group(1)) if ranges and state.get("ranges", True) else 0
+        if ranges and state.get("ranges", True) and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + state.get("breaks_after", len(content))])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    """(address, state) of a local HTTP server that serves `state["content"]`."""
+    state = {"content": bytes(range(256)) * 4000, "requests": []}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state)) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/file.zip", state
+        httpd.shutdown()

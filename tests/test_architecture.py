@@ -18,9 +18,9 @@ LAYERS = [
     ["train"],
     ["trainer"],
     ["results", "step", "data.convert", "data.demo"],
-    ["patch", "attack", "models", "data.tiny_imagenet", "download"],
+    ["patch", "attack", "models", "data.tiny_imagenet"],
     ["models.resnet", "models.weights", "data.records"],
-    ["models.convolutional", "models.groupnormalization", "config"],
+    ["models.convolutional", "models.groupnormalization", "config", "download"],
     ["seeds", "terminal", "yaml_reader"],
     ["errors"],
 ]

@@ -1,10 +1,6 @@
 """The converter, from folder and zip, and its download, from a server of our own."""
 
-import functools
-import http.server
 import pathlib
-import re
-import threading
 import zipfile
 
 import numpy as np
@@ -154,45 +150,6 @@ def test_real_images_of_all_classes_convert(tmp_path):
 
 
 # Downloading.
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves one file; may break off after `breaks_after` bytes, or ignore ranges."""
-
-    def __init__(self, state, *args):
-        self.state = state
-        super().__init__(*args)
-
-    def do_GET(self):
-        content, state = self.state["content"], self.state
-        state["requests"].append(self.headers.get("Range"))
-        if "status" in state:
-            self.send_error(state["status"])
-            return
-        ranges = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(ranges.group(1)) if ranges and state.get("ranges", True) else 0
-        if ranges and state.get("ranges", True) and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start : start + state.get("breaks_after", len(content))])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    """(address, state) of a local HTTP server that serves `state["content"]`."""
-    state = {"content": bytes(range(256)) * 4000, "requests": []}
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state)) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}/file.zip", state
-        httpd.shutdown()
 
 
 def test_download_fetches_the_file_once(server, tmp_path):

@@ -1,19 +1,15 @@
-"""The network, its layers and its weights files, against the original's."""
+"""The network and its layers, against the original's."""
 
-import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from mat.config import PatchTrainingConfig
-from mat.errors import UserError
 from mat.models import create_model, load_weights, save_weights
 from mat.models.convolutional import StandardizedConv2D, standardize
 from mat.models.groupnormalization import StripNormalization
-from tests.conftest import GOLDEN, golden
-
-SMALL = {"image_size": 16, "n_classes": 5, "depth": 8, "width": 1, "n_stacks": 2, "patch_shape": (4, 4, 3)}
+from tests.conftest import GOLDEN, SMALL, golden
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -128,74 +124,3 @@ def test_bfloat16_follows_float32(golden_model):
     logits = model(z["images"]).numpy()
     assert 0 < np.abs(logits - z["logits"]).max() < 0.5
     np.testing.assert_array_equal(logits.argmax(-1), z["logits"].argmax(-1))
-
-
-def file_layout(path):
-    """Attributes, names, shapes and dtypes of everything in an HDF5 file."""
-    layout = {}
-
-    def visit(name, item):
-        data = (item.shape, item.dtype.str) if isinstance(item, h5py.Dataset) else None
-        layout[name] = (data, {key: (np.asarray(value).tolist(), item.attrs.get_id(key).dtype) for key, value in item.attrs.items()})
-
-    with h5py.File(path) as file:
-        visit("/", file)
-        file.visititems(visit)
-    return layout
-
-
-def test_written_files_have_the_layout_of_the_original(tmp_path, golden_model):
-    save_weights(golden_model, tmp_path / "weights.h5")
-    assert file_layout(tmp_path / "weights.h5") == file_layout(GOLDEN / "original_w1.h5")
-    with h5py.File(GOLDEN / "original_w1.h5") as theirs, h5py.File(tmp_path / "weights.h5") as ours:
-        np.testing.assert_array_equal(ours["conv2d_7/conv2d_7/kernel:0"], theirs["conv2d_7/conv2d_7/kernel:0"])
-
-
-def test_layers_are_matched_by_order_whatever_their_numbers(tmp_path):
-    """A process that had made another model before numbers its layers on from there, past 9 to 10 within a kind."""
-    model, other = (create_model(PatchTrainingConfig(**SMALL, seed=seed)) for seed in (0, 1))
-    save_weights(model, tmp_path / "weights.h5")
-    with h5py.File(tmp_path / "weights.h5", "r") as old, h5py.File(tmp_path / "renumbered.h5", "w") as new:
-        renamed = []
-        for name in (n.decode() for n in old.attrs["layer_names"]):
-            kind, _, number = name.rpartition("_") if name[-1].isdigit() else (name, "", "0")
-            renamed.append(f"{kind}_{int(number) + 7}")
-            group = new.create_group(renamed[-1])
-            group.attrs["weight_names"] = [f"w{i}" for i in range(len(old[name].attrs["weight_names"]))]
-            for i, weight in enumerate(old[name].attrs["weight_names"]):
-                group[f"w{i}"] = old[name][weight][()]
-        new.attrs["layer_names"] = renamed
-    load_weights(other, tmp_path / "renumbered.h5")
-    images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
-    np.testing.assert_array_equal(other(images), model(images))
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"width": 2}, "has the shapes"),
-        ({"n_classes": 7}, "dense has the shapes"),
-        ({"depth": 14}, "conv2d_3 has the shapes"),
-        ({"normalization": "group"}, "channel_group_normalization"),
-    ],
-)
-def test_weights_of_another_network_change_nothing(tmp_path, keys, words):
-    save_weights(create_model(PatchTrainingConfig(**SMALL)), tmp_path / "weights.h5")
-    model = create_model(PatchTrainingConfig(**SMALL | keys))
-    before = model.get_weights()
-    with pytest.raises(UserError, match=words):
-        load_weights(model, tmp_path / "weights.h5")
-    for one, two in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
-def test_files_that_are_no_weights_are_refused(tmp_path):
-    model = create_model(PatchTrainingConfig(**SMALL))
-    (tmp_path / "text.h5").write_text("no weights")
-    h5py.File(tmp_path / "empty.h5", "w").close()
-    (tmp_path / "cut.h5").write_bytes((GOLDEN / "original_w1.h5").read_bytes()[:5000])
-    for name in ("text.h5", "empty.h5", "cut.h5"):
-        with pytest.raises(UserError, match=rf"{name}: not a weights file"):
-            load_weights(model, tmp_path / name)
-    with pytest.raises(UserError, match=r"none\.h5: no such weights file"):
-        load_weights(model, tmp_path / "none.h5")

@@ -1,9 +1,15 @@
 """The network: `create_model` makes it from a config, `load_weights` and `save_weights` read and write its weights."""
 
-from mat.models.resnet import create_resnet
-from mat.models.weights import load_weights, save_weights
-
 __all__ = ["create_model", "load_weights", "save_weights"]
+
+
+def __getattr__(name):
+    # Imported when first asked for: `python -m mat.models.weights` passes here, and must find its module not yet imported.
+    if name not in ("load_weights", "save_weights"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mat.models import weights
+
+    return getattr(weights, name)
 
 
 def create_model(config):
@@ -12,6 +18,8 @@ def create_model(config):
     Returns:
         keras.Model: float images [B, H, W, 3] in [0, 1] -> logits float32 [B, n_classes].
     """
+    from mat.models.resnet import create_resnet
+
     return create_resnet(
         image_size=config.image_size,
         n_classes=config.n_classes,
