@@ -11,81 +11,17 @@ import pathlib
 import re
 import string
 import uuid
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 
 import yaml
 
+from mat.config_keys import MAX_NAME, key, normalize_and_check, plain_values
 from mat.errors import UserError
 from mat.yaml_reader import apply_override, read_mapping, shown
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
-MAX_NAME = 255  # bytes of a directory's name
 MIN_FEATURE_MAP = 8  # the network's average pooling covers 8x8
-
-
-def _key(default, kind, meaning, *, minimum=None, above=None, maximum=None, choices=None):
-    """A config key: its default, its kind (a type), its meaning and the values it allows."""
-    constraints = {"kind": kind, "meaning": meaning, "minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
-    return field(default=default, metadata=constraints)
-
-
-# Checking values.
-
-_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a list"}
-
-
-def _normalize_and_check(config, prefix):
-    """Bring numbers and lists to their declared types, and refuse what a key does not allow."""
-    for f in fields(config):
-        name, rule, value = prefix + f.name, f.metadata, getattr(config, f.name)
-        if value is None and f.default is None:
-            continue
-        if rule["kind"] is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-            value = float(value)
-        elif rule["kind"] is tuple and isinstance(value, list):
-            value = tuple(value)
-        object.__setattr__(config, f.name, value)
-        if rule["choices"]:
-            if not any(value is choice or (isinstance(value, str) and value == choice) for choice in rule["choices"]):
-                allowed = ", ".join(shown(choice) for choice in rule["choices"])
-                raise UserError(f"{name} must be one of {allowed}. Received: {shown(value)}")
-            continue
-        if not isinstance(value, rule["kind"]) or (isinstance(value, bool) and rule["kind"] is not bool):
-            raise UserError(
-                f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {shown(value)}"
-            )
-        if isinstance(value, str):
-            _check_path_text(name, value)
-        if not _in_range(value, rule):
-            raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {shown(value)}")
-
-
-def _check_path_text(name, value):
-    """All free strings name files: refuse what no file system takes."""
-    try:
-        usable = "\0" not in value and all(len(part.encode()) <= MAX_NAME for part in value.split(os.sep))
-    except UnicodeEncodeError:
-        usable = False
-    if not usable:
-        raise UserError(f"{name} must be a path of printable text, each part of at most {MAX_NAME} bytes. Received: {shown(value)}")
-
-
-def _in_range(value, rule):
-    """Whether a value lies within its key's bounds; NaN lies in no range."""
-    return (
-        (rule["minimum"] is None or value >= rule["minimum"])
-        and (rule["above"] is None or value > rule["above"])
-        and (rule["maximum"] is None or value <= rule["maximum"])
-    )
-
-
-def _allowed(rule):
-    """The range of a key in words, such as ` in (0, 1]`."""
-    if rule["minimum"] is None and rule["above"] is None:
-        return ""
-    low = f"[{rule['minimum']}" if rule["above"] is None else f"({rule['above']}"
-    return f" in {low}, {rule['maximum']}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +32,91 @@ class OptimizerConfig:
         UserError: a value of the wrong type or out of its range.
     """
 
-    min_step_size: float = _key(1e-4, float, "smallest I-FGSM step size, in units of the [0, 1] pixel range", above=0, maximum=1)
-    max_step_size: float = _key(0.1, float, "largest I-FGSM step size; each patch draws its own, log-uniformly", above=0, maximum=1)
-    n_iterations: int = _key(5, int, "K: I-FGSM iterations per batch", minimum=0, maximum=1000)
-    targeted_attack: bool = _key(True, bool, "each patch drives images to its own target class, instead of away from the true one")
+    min_step_size: float = key(1e-4, float, "smallest I-FGSM step size, in units of the [0, 1] pixel range", above=0, maximum=1)
+    max_step_size: float = key(0.1, float, "largest I-FGSM step size; each patch draws its own, log-uniformly", above=0, maximum=1)
+    n_iterations: int = key(5, int, "K: I-FGSM iterations per batch", minimum=0, maximum=1000)
+    targeted_attack: bool = key(True, bool, "each patch drives images to its own target class, instead of away from the true one")
 
     def __post_init__(self):
-        _normalize_and_check(self, "optimizer.")
+        normalize_and_check(self, "optimizer.")
         if self.min_step_size > self.max_step_size:
             raise UserError(
                 f"optimizer.min_step_size must not exceed optimizer.max_step_size. Received: {self.min_step_size} > {self.max_step_size}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The protocol of an evaluation of robustness; the defaults are the full one. docs/evaluation.md says what it measures.
+
+    Raises:
+        UserError: a value of the wrong type or out of its range, or values that do not fit together.
+    """
+
+    attacks: tuple = key(("white_box", "gradient_free"), tuple, "attacks to run", item=str, choices=("white_box", "gradient_free"))
+    max_images: int | None = key(None, int, "validation images to score on, drawn at random; null takes all", minimum=1, maximum=10**9)
+    n_fit_images: int = key(2000, int, "training images that patches are fitted on, drawn at random", minimum=1, maximum=10**9)
+    n_targets: int = key(5, int, "target classes of targeted attacks, drawn at random, beside the untargeted one", minimum=0, maximum=10**6)
+    starts: tuple = key(
+        ("random", "data", "grey", "bank"),
+        tuple,
+        "where white-box patches start: noise, shrunken training images, grey, the trained bank where there is one",
+        item=str,
+        choices=("random", "data", "grey", "bank"),
+    )
+    step_sizes: tuple = key(
+        (0.02, 0.1),
+        tuple,
+        "first step of white-box attacks, in units of the pixel range; a cosine takes it to 0",
+        item=float,
+        above=0,
+        maximum=1,
+    )
+    restarts: int = key(1, int, "patches fitted for each combination of target, start and step size", minimum=1, maximum=10_000)
+    iterations: int = key(1000, int, "gradient steps of a white-box patch", minimum=1, maximum=10**7)
+    search_iterations: int = key(4000, int, "queries of a gradient-free patch", minimum=1, maximum=10**8)
+    images_per_iteration: int = key(32, int, "training images in each step or query of a patch", minimum=1, maximum=100_000)
+    images_at_once: int = key(128, int, "images in memory in one pass of the network; changes no draw", minimum=1, maximum=10**6)
+    n_controls: int = key(10, int, "noise patches, and as many natural ones, to compare with", minimum=1, maximum=10_000)
+    curves: bool = key(True, bool, "measure accuracy against iterations and against patch size")
+    patch_scales: tuple = key(
+        (0.25, 0.5, 1.5),
+        tuple,
+        "sizes of the patch-size curve in units of patch_shape; too large ones are left out",
+        item=float,
+        above=0,
+        maximum=100,
+    )
+    interval_width: float = key(0.07, float, "widest 95 % interval of the robust accuracy that raises no warning", above=0, maximum=1)
+
+    def __post_init__(self):
+        normalize_and_check(self, "evaluation.")
+        if "white_box" not in self.attacks:
+            raise UserError(
+                f"evaluation.attacks must have white_box, which robust accuracy is made of. Received: {shown(list(self.attacks))}"
+            )
+        if self.images_per_iteration > self.images_at_once:
+            raise UserError(
+                "evaluation.images_per_iteration must not exceed evaluation.images_at_once. "
+                f"Received: {self.images_per_iteration} > {self.images_at_once}"
+            )
+
+    def quick(self):
+        """The same protocol with the keys of `QUICK` replaced, where they make it cheaper."""
+        return replace(self, **{name: min(value, getattr(self, name)) if type(value) is int else value for name, value in QUICK.items()})
+
+
+QUICK = {  # a first look: one start and step size, few iterations, no curves
+    "attacks": ("white_box",),
+    "starts": ("random",),
+    "step_sizes": (0.05,),
+    "restarts": 1,
+    "iterations": 100,
+    "images_per_iteration": 16,
+    "n_fit_images": 1000,
+    "n_controls": 3,
+    "curves": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,49 +127,58 @@ class PatchTrainingConfig:
         UserError: a value of the wrong type or out of its range, or values that do not fit together.
     """
 
-    base_result_dir: str = _key("results", str, "directory that holds the result directories of all runs")
-    unique_name: str = _key(
+    base_result_dir: str = key("results", str, "directory that holds the result directories of all runs")
+    unique_name: str = key(
         "mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}"
     )
-    dataset: str = _key("tiny_imagenet", str, "what data_dir holds; demo makes its own images there", choices=("tiny_imagenet", "demo"))
-    data_dir: str = _key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord")
-    image_size: int = _key(64, int, "height and width of the images, pixels", minimum=8, maximum=4096)
-    n_classes: int = _key(200, int, "number of classes; labels are 0 .. n_classes - 1", minimum=2, maximum=1_000_000)
+    dataset: str = key("tiny_imagenet", str, "what data_dir holds; demo makes its own images there", choices=("tiny_imagenet", "demo"))
+    data_dir: str = key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord")
+    image_size: int = key(64, int, "height and width of the images, pixels", minimum=8, maximum=4096)
+    n_classes: int = key(200, int, "number of classes; labels are 0 .. n_classes - 1", minimum=2, maximum=1_000_000)
 
-    depth: int = _key(14, int, "layers of the ResNet, 6 n + 2 for n blocks a stack", minimum=8, maximum=1202)
-    width: int = _key(4, int, "width factor: 16 * width filters in the first stack, doubled in each next one", minimum=1, maximum=64)
-    n_stacks: int = _key(4, int, "stacks of residual blocks; each but the first halves the feature map", minimum=1, maximum=10)
-    normalization: str = _key(
+    depth: int = key(14, int, "layers of the ResNet, 6 n + 2 for n blocks a stack", minimum=8, maximum=1202)
+    width: int = key(4, int, "width factor: 16 * width filters in the first stack, doubled in each next one", minimum=1, maximum=64)
+    n_stacks: int = key(4, int, "stacks of residual blocks; each but the first halves the feature map", minimum=1, maximum=10)
+    normalization: str = key(
         "strip", str, "normalization layer; strip is the original's", choices=("strip", "group", "batch", "layer", "none")
     )
-    initial_weights: str | None = _key(None, str, "weights file to start from, in the original's HDF5 layout, or null")
+    initial_weights: str | None = key(None, str, "weights file to start from, in the original's HDF5 layout, or null")
 
-    n_epochs: int = _key(75, int, "passes over the training images", minimum=1, maximum=1_000_000)
-    batch_size: int = _key(128, int, "images per step", minimum=1, maximum=1_000_000)
-    initial_lr: float = _key(
-        0.033, float, "learning rate of the first epoch, decayed to 0 by a cosine over n_epochs", above=0, maximum=1000
-    )
-    weight_decay: float = _key(1e-4, float, "factor of the sum of squared convolution kernels in the loss", minimum=0, maximum=1000)
-    label_smoothing: float = _key(0.0, float, "probability mass moved from the true class to the others", minimum=0, maximum=1)
+    n_epochs: int = key(75, int, "passes over the training images", minimum=1, maximum=1_000_000)
+    batch_size: int = key(128, int, "images per step", minimum=1, maximum=1_000_000)
+    initial_lr: float = key(0.033, float, "learning rate of the first epoch, decayed to 0 by a cosine over n_epochs", above=0, maximum=1000)
+    weight_decay: float = key(1e-4, float, "factor of the sum of squared convolution kernels in the loss", minimum=0, maximum=1000)
+    label_smoothing: float = key(0.0, float, "probability mass moved from the true class to the others", minimum=0, maximum=1)
 
-    n_patches: int = _key(1000, int, "P: meta-patches in the bank; 0 trains without patches", minimum=0, maximum=10_000_000)
-    patch_shape: tuple = _key((24, 24, 3), tuple, "height, width and channels of a patch, pixels")
-    patch_initialization: str = _key("data", str, "meta-patches start as shrunken training images or as noise", choices=("data", "random"))
-    patch_lr: float = _key(0.25, float, "sigma: rate of the Reptile update of the bank", minimum=0, maximum=1)
-    n_patch_trials: int = _key(
+    n_patches: int = key(1000, int, "P: meta-patches in the bank; 0 trains without patches", minimum=0, maximum=10_000_000)
+    patch_shape: tuple = key((24, 24, 3), tuple, "height, width and channels of a patch, pixels")
+    patch_initialization: str = key("data", str, "meta-patches start as shrunken training images or as noise", choices=("data", "random"))
+    patch_lr: float = key(0.25, float, "sigma: rate of the Reptile update of the bank", minimum=0, maximum=1)
+    n_patch_trials: int = key(
         5, int, "F: random (patch, position) trials per image, of which SELECT keeps the worst", minimum=1, maximum=10_000
     )
-    optimizer: OptimizerConfig = _key(OptimizerConfig(), OptimizerConfig, "the inner optimizer, I-FGSM")
+    optimizer: OptimizerConfig = key(OptimizerConfig(), OptimizerConfig, "the inner optimizer, I-FGSM")
 
-    seed: int = _key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
-    precision: str = _key("float32", str, "arithmetic of the network", choices=("float32", "mixed_bfloat16"))
-    jit_compile: bool | str = _key("auto", (bool, str), "compile the step with XLA; auto does on GPUs", choices=("auto", True, False))
-    deterministic: bool = _key(True, bool, "identical weights in every run of one config on one machine; costs speed on GPUs")
+    robust_evaluation: str = key(
+        "quick", str, "accuracy under universal patch attacks, measured after training", choices=("none", "quick", "full")
+    )
+    plain_baseline: bool = key(False, bool, "then train the same network without patches and compare")
+    evaluation: EvaluationConfig = key(EvaluationConfig(), EvaluationConfig, "the protocol of robust_evaluation and mat/evaluate.py")
+
+    seed: int = key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
+    precision: str = key("float32", str, "arithmetic of the network", choices=("float32", "mixed_bfloat16"))
+    jit_compile: bool | str = key("auto", (bool, str), "compile the step with XLA; auto does on GPUs", choices=("auto", True, False))
+    deterministic: bool = key(True, bool, "identical weights in every run of one config on one machine; costs speed on GPUs")
 
     def __post_init__(self):
-        _normalize_and_check(self, "")
+        normalize_and_check(self, "")
         self._check_network()
         self._check_patches()
+        if self.plain_baseline and (not self.n_patches or self.robust_evaluation == "none"):
+            raise UserError(
+                "plain_baseline: true compares the robustness with that of training without patches, which needs n_patches above 0 and "
+                f"robust_evaluation: quick or full. Received: n_patches: {self.n_patches}, robust_evaluation: {self.robust_evaluation}"
+            )
         if self.label_smoothing > (largest := 1 - 1 / self.n_classes):
             raise UserError(f"label_smoothing must be in [0, {largest:g}] for {self.n_classes} classes. Received: {self.label_smoothing}")
         if self.dataset == "demo" and (self.image_size, self.n_classes) != (DEMO_IMAGE_SIZE, DEMO_N_CLASSES):
@@ -185,7 +204,7 @@ class PatchTrainingConfig:
         shape = self.patch_shape
         if len(shape) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape) or shape[2] != 3:
             raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {list(shape)}")
-        if self.n_patches and max(shape[:2]) > self.image_size:
+        if max(shape[:2]) > self.image_size:
             raise UserError(
                 f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {list(shape)}"
             )
@@ -222,8 +241,7 @@ class PatchTrainingConfig:
 
     def to_yaml(self, path):
         """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""
-        values = asdict(self)
-        values["patch_shape"] = list(self.patch_shape)
+        values = plain_values(asdict(self))
         values["unique_name"] = self.unique_name.replace("{", "{{").replace("}", "}}")
         with open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
@@ -245,6 +263,10 @@ class PatchTrainingConfig:
         if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts or max(len(part.encode()) for part in parts) > MAX_NAME:
             raise UserError(f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}")
         return replace(self, unique_name=name)
+
+    def without_patches(self):
+        """The config of the plain baseline: the same but for the patches, beside this run's result directory."""
+        return replace(self, n_patches=0, plain_baseline=False, unique_name=f"{self.unique_name}_plain")
 
     @property
     def result_dir(self):
@@ -288,7 +310,7 @@ def _build(cls, values, prefix):
         if name not in known:
             raise UserError(_unknown_key(prefix, name, known))
         kind = known[name].metadata["kind"]
-        if isinstance(kind, type) and issubclass(kind, OptimizerConfig):
+        if is_dataclass(kind):
             if not isinstance(value, dict):
                 raise UserError(f"{name} must be a section of keys. Received: {shown(value)}")
             value = _build(kind, value, f"{name}.")
