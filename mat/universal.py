@@ -1,0 +1,143 @@
+"""A network and images behind the closures of `mat.attack`: fitting universal patches on images, and what they do to others.
+
+Shapes: `B` images a batch, `N` images in all, `M` images in an iteration of a patch, `R` patches fitted side by side, `T` iterations,
+images `H` x `W`, patches `h` x `w`. Images and patches are float32 in [0, 1]. A target is a class, or `UNTARGETED`.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from mat.attack import fit_universal_patches, random_search
+from mat.patch import apply_patches
+
+UNTARGETED = -1
+
+
+class UniversalAttacks(tf.Module):
+    """Universal patch attacks on one network, compiled.
+
+    Args:
+        model: images [B, H, W, 3] -> logits [B, n_classes], in inference mode.
+        images: float32 [N, H, W, 3], the images that patches are fitted on.
+        labels: integers [N].
+        jit_compile: compile with XLA.
+    """
+
+    def __init__(self, model, images, labels, *, jit_compile):
+        super().__init__(name="universal_attacks")
+        self.model = model
+        self.images = tf.convert_to_tensor(images)
+        self.labels = tf.cast(labels, tf.int64)
+
+        def compiled(function):
+            return tf.function(function, jit_compile=jit_compile, autograph=False)
+
+        self.fit, self.search = compiled(self._fit), compiled(self._search)
+        self._predict_batch = compiled(self._predict)
+        self._clean_logits = compiled(lambda images: model(images, training=False))
+        self._gradients_vanish = compiled(self._gradients_vanish_in_batch)
+
+    def _fit(self, patches, targets, steps, indices, offsets):
+        """White-box iterations of R patches; see `fit_universal_patches`.
+
+        Args:
+            patches: float32 [R, h, w, 3].
+            targets: int64 [R].
+            steps: float32 [T, R], unsigned.
+            indices: int32 [T, R, M], the images of each iteration.
+            offsets: int32 [T, R, M, 2], where the patches lie.
+
+        Returns:
+            The patches, float32 [R, h, w, 3], and the losses before each iteration, float32 [T, R].
+        """
+
+        def loss_fn(patches, iteration):
+            return self._losses(patches, targets, indices[iteration], offsets[iteration])
+
+        return fit_universal_patches(loss_fn, patches, steps=_directions(targets) * steps)
+
+    def _search(self, patches, targets, squares, colors, indices, offsets):
+        """Gradient-free iterations of R patches on one set of images [R, M] at offsets [R, M, 2]; see `random_search`."""
+
+        def loss_fn(patches):
+            return self._losses(patches, targets, indices, offsets)
+
+        return random_search(loss_fn, patches, directions=_directions(targets), squares=squares, colors=colors)
+
+    def _losses(self, patches, targets, indices, offsets):
+        """The mean cross-entropy [R] of each patch on its images, to its target class or, untargeted, of the true classes."""
+        n_restarts, n_images = indices.shape
+        shape = [n_restarts, n_images, *patches.shape[1:]]
+        copies = tf.reshape(tf.broadcast_to(patches[:, tf.newaxis], shape), [-1, *shape[2:]])  # [R M, h, w, 3]
+        flat = tf.reshape(indices, [-1])
+        labels = tf.where(targets[:, tf.newaxis] == UNTARGETED, tf.gather(self.labels, indices), targets[:, tf.newaxis])
+        losses = self._cross_entropy(copies, tf.gather(self.images, flat), tf.reshape(labels, [-1]), tf.reshape(offsets, [-1, 2]))
+        return tf.reduce_mean(tf.reshape(losses, [n_restarts, n_images]), axis=1)
+
+    def _cross_entropy(self, patches, images, labels, offsets):
+        """The cross-entropy [B] of images under their own patches [B, h, w, 3]."""
+        logits = self.model(apply_patches(images, patches, offsets), training=False)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+    def _predict(self, patch, images, offsets):
+        copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
+        return tf.argmax(self.model(apply_patches(images, copies, offsets), training=False), axis=-1)
+
+    def predict(self, patch, images, offsets, *, images_at_once):
+        """The classes that the network sees in images under one patch.
+
+        Args:
+            patch: float32 [h, w, 3].
+            images: float32 [N, H, W, 3].
+            offsets: int32 [N, 2], where the patch lies in each image.
+            images_at_once: images in one pass.
+
+        Returns:
+            int64 array [N].
+        """
+        return _in_batches(lambda images, offsets: self._predict_batch(patch, images, offsets), images_at_once, images, offsets)
+
+    def logits(self, images, *, images_at_once):
+        """The logits of images [N, H, W, 3] without a patch, float32 array [N, n_classes]."""
+        return _in_batches(self._clean_logits, images_at_once, images)
+
+    def gradients_vanish(self, patch, images, labels, offsets, *, images_at_once):
+        """Whether the gradient of an image's own loss with respect to the patch on it is zero in every pixel: a sign of masked gradients.
+
+        Args:
+            patch: float32 [h, w, 3].
+            images, labels, offsets: float32 [N, H, W, 3], int64 [N] and int32 [N, 2]; the loss is the cross-entropy of the label.
+            images_at_once: images in one pass.
+
+        Returns:
+            bool array [N].
+        """
+        return _in_batches(
+            lambda images, labels, offsets: self._gradients_vanish(patch, images, labels, offsets), images_at_once, images, labels, offsets
+        )
+
+    def _gradients_vanish_in_batch(self, patch, images, labels, offsets):
+        copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(copies)
+            losses = self._cross_entropy(copies, images, labels, offsets)
+        return tf.reduce_all(tape.gradient(losses, copies) == 0.0, axis=[1, 2, 3])
+
+
+def _directions(targets):
+    """1 to raise the loss of the true class, -1 to lower the loss to a target class; float32 [R]."""
+    return tf.where(targets == UNTARGETED, 1.0, -1.0)
+
+
+def _in_batches(function, images_at_once, *arrays):
+    """`function` of arrays [N, ...] cut into batches of one shape, the last one filled up; an array [N, ...]."""
+    n_images = len(arrays[0])
+    batch_size = -(-n_images // -(-n_images // images_at_once))  # batches as equal as can be
+    results = []
+    for start in range(0, n_images, batch_size):
+        batch = [array[start : start + batch_size] for array in arrays]
+        missing = batch_size - len(batch[0])
+        if missing:
+            batch = [tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)) for part in batch]
+        results.append(function(*batch).numpy()[: batch_size - missing])
+    return np.concatenate(results)
