@@ -1,18 +1,19 @@
 """The result directory of a run: what is written, where, and how it replaces what was there."""
 
 import io
-import os
 
 import numpy as np
 import tensorflow as tf
 
 from mat.config import PatchTrainingConfig
 from mat.errors import UserError
+from mat.files import check_writable, replace_file
 from mat.models import save_weights
 
 CONFIG = "config.yaml"
 LOG = "log.csv"
 LOG_COLUMNS = ("Epoch", "Train Loss", "Train Accuracy", "Valid Accuracy")
+ROBUST_COLUMN = "Robust Accuracy"  # empty but in the epochs that were evaluated
 PATCHES = "patches.npz"
 PATCHES_PICTURE = "patches.png"
 CHECKPOINTS = "checkpoints"
@@ -40,13 +41,14 @@ class ResultDirectory:
     def __init__(self, config, *, resume=False):
         self.path = config.result_dir
         self._config = config
+        self._robust = config.robust_evaluation != "none"
         if self.path.exists() and not resume:
             raise UserError(
                 f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
                 "{date} or {id} into it, remove the directory, or continue its run with: "
                 f"python mat/train.py {self.path / CONFIG} --resume"
             )
-        _check_writable(self.path)
+        check_writable(self.path, "Change base_result_dir or unique_name")
         if resume and (self.path / CONFIG).exists():
             _check_same(PatchTrainingConfig.from_yaml(self.path / CONFIG), config, self.path / CONFIG)
 
@@ -66,17 +68,28 @@ class ResultDirectory:
         """Write `log.csv` anew with its header and the first `n_epochs` epochs that it has now."""
         path = self.path / LOG
         rows = path.read_text().splitlines()[1 : n_epochs + 1] if n_epochs else []
-        _replace(path, "\r\n".join([";".join(LOG_COLUMNS), *rows, ""]).encode())
+        columns = (*LOG_COLUMNS, ROBUST_COLUMN) if self._robust else LOG_COLUMNS
+        replace_file(path, "\r\n".join([";".join(columns), *rows, ""]).encode())
 
     def log_epoch(self, epoch, *, loss, accuracy, validation_accuracy, **scalars):
         """Append an epoch to `log.csv`, in the original's format, and write it and other `scalars` to the TensorBoard events."""
         with open(self.path / LOG, "a", newline="\r\n") as log:
-            log.write(";".join(f"{value:.3f}" for value in (epoch, loss, accuracy, validation_accuracy)) + "\n")
+            values = [f"{value:.3f}" for value in (epoch, loss, accuracy, validation_accuracy)]
+            log.write(";".join([*values, ""] if self._robust else values) + "\n")
         scalars = {"train/loss": loss, "train/accuracy": accuracy, "validation/accuracy": validation_accuracy} | scalars
         with self._events.as_default(step=epoch):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
         self._events.flush()
+
+    def log_robust_accuracy(self, epoch, accuracy):
+        """Write the robust accuracy after an epoch beside its clean one, in `log.csv` and the TensorBoard events."""
+        path = self.path / LOG
+        lines = path.read_text().splitlines()
+        lines[epoch + 1] = f"{lines[epoch + 1].rpartition(';')[0]};{accuracy:.3f}"
+        replace_file(path, "\r\n".join([*lines, ""]).encode())
+        with tf.summary.create_file_writer(str(self.path / EVENTS)).as_default(step=epoch):
+            tf.summary.scalar("validation/robust_accuracy", accuracy)
 
     def save_weights(self, model, epoch):
         """Write the weights after an epoch, counted from 0."""
@@ -91,8 +104,8 @@ class ResultDirectory:
         patches = bank.patches.numpy()
         arrays = io.BytesIO()
         np.savez(arrays, patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
-        _replace(self.path / PATCHES, arrays.getvalue())
-        _replace(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
+        replace_file(self.path / PATCHES, arrays.getvalue())
+        replace_file(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
         with self._events.as_default(step=epoch):
             tf.summary.image("patches", patch_grid(patches[:MAX_PATCHES_IN_EVENTS])[np.newaxis])
         self._events.flush()
@@ -120,26 +133,6 @@ def patch_grid(patches):
     cells = np.concatenate([cells, np.full((n_rows * n_columns - n_patches, *cells.shape[1:]), 255, np.uint8)])
     cells = cells.reshape(n_rows, n_columns, *cells.shape[1:])
     return cells.transpose(0, 2, 1, 3, 4).reshape(n_rows * cells.shape[2], n_columns * cells.shape[3], 3)
-
-
-def _replace(path, content):
-    """Write a whole file under a temporary name that then replaces `path`."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _check_writable(path):
-    """Refuse a directory that cannot be made, without making it."""
-    ancestor = path.absolute()
-    while not ancestor.exists() and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
-        raise UserError(
-            f"{path}: the result directory cannot be made: {ancestor} is not a directory. Change base_result_dir or unique_name"
-        )
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: the result directory cannot be made: no permission to write in {ancestor}. Change base_result_dir")
 
 
 def _check_same(saved, config, path):

@@ -44,11 +44,24 @@ def duration(seconds):
     return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def interval_text(estimate):
+    """An accuracy of a report with its 95 % interval: `28.1% (25.4% to 30.9%)`."""
+    return f"{estimate['accuracy']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
+
+
 def print_facts(title, facts):
     """Print a title and, aligned below it, names and values."""
     console.print(title, style="bold")
     for name, value in facts.items():
         console.print(f"  {name:<{max(map(len, facts))}}  {value}")
+
+
+def print_table(title, header, rows):
+    """Print a title and, below it, rows of texts in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    console.print(title, style="bold")
+    for line in (header, *rows):
+        console.print("  " + "   ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 class ProgressLine:
@@ -168,3 +181,35 @@ class TrainingProgress:
             f"epoch {epoch + 1}/{self.n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (patched)  "
             f"validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}"
         )
+
+
+class WorkProgress:
+    """The progress of work of a known amount: what is at hand, and the time left.
+
+    Args:
+        total: the amount of all work.
+    """
+
+    def __init__(self, total):
+        self.total = total
+        self._done = self._skipped = 0
+        self._line = ProgressLine(total)
+        self._started = time.monotonic()
+
+    def __enter__(self):
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self._line.__exit__(*exception)
+
+    def skip(self, amount):
+        """Count an amount as done that took no time."""
+        self._skipped += amount
+
+    def advance(self, amount, text):
+        """Count an amount as done, and show `text` beside it."""
+        self._done += amount
+        done = self._done + self._skipped
+        left = (time.monotonic() - self._started) / self._done * max(self.total - done, 0)
+        self._line.update(done, f"{min(done / self.total, 1):.0%}  {text}  {duration(left)} left")

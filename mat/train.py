@@ -1,18 +1,16 @@
 """Command line: train a model with meta adversarial training as a YAML file says."""
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-import yaml
-
 from mat.config import PatchTrainingConfig
+from mat.config_keys import key_list
 from mat.errors import NonFiniteLossError, StoppedError, UserError
-from mat.terminal import console, quiet_stderr
+from mat.terminal import console, interval_text, print_table, quiet_stderr
 
 STATUS = """
 exit status:
@@ -20,24 +18,12 @@ exit status:
   130 Ctrl-C; 143 SIGTERM; 1 a bug"""
 
 
-def _key_list(cls, prefix=""):
-    """The config's keys with their defaults and meanings, a line each."""
-    lines = [] if prefix else ["keys of CONFIG, with their defaults:"]
-    for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(f.default):
-            lines.append(_key_list(type(f.default), f"{f.name}."))
-            continue
-        default = yaml.safe_dump(list(f.default) if isinstance(f.default, tuple) else f.default, default_flow_style=True)
-        lines.append(f"  {prefix + f.name:<26} {default.splitlines()[0]:<20} {f.metadata['meaning']}")
-    return "\n".join(lines)
-
-
 def parse_arguments(arguments):
     """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(
         prog="mat-train",
         description="Train an image classifier to be robust against universal patches, by meta adversarial training (arXiv:2101.11453).",
-        epilog=_key_list(PatchTrainingConfig) + STATUS,
+        epilog=key_list(PatchTrainingConfig) + STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/demo.yaml; its keys are listed below")
@@ -62,7 +48,19 @@ def train(arguments):
         from mat.trainer import Trainer
 
         tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
-    Trainer(config, resume=arguments.resume).fit()
+    configs = [config, config.without_patches()] if config.plain_baseline else [config]
+    trainers = [Trainer(each, resume=arguments.resume) for each in configs]  # so that all is checked before the hours of the first
+    for trainer in trainers:
+        trainer.fit()
+    if config.plain_baseline:
+        print_comparison(dict(zip(["meta adversarial training", "plain training"], trainers, strict=True)))
+
+
+def print_comparison(trainers):
+    """Print clean and robust accuracy of evaluated runs, title -> trainer, as a table."""
+    reports = {title: trainer.report for title, trainer in trainers.items()}
+    rows = [[title, *(interval_text(report["headline"][kind]) for kind in ("clean", "robust"))] for title, report in reports.items()]
+    print_table("Accuracy on all validation images, with 95 % intervals", ["", "clean", "under the worst universal patch"], rows)
 
 
 def main(arguments=None):

@@ -1,25 +1,25 @@
 """The training loop: what a run is made of, its epochs, validation and stopping."""
 
-import contextlib
+import dataclasses
 import math
-import os
-import signal
-import threading
 import time
 
 import tensorflow as tf
 
 from mat import __version__
-from mat.data.demo import make_demo
-from mat.data.records import record_path
-from mat.data.tiny_imagenet import SPLITS, initial_images, read_records, train_dataset, validation_dataset
+from mat.data.splits import read_splits
+from mat.data.tiny_imagenet import initial_images, train_dataset, validation_dataset
+from mat.devices import device_name, use_xla
 from mat.errors import NonFiniteLossError, StoppedError, UserError
+from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
+from mat.report_directory import beside, read_report
 from mat.results import CONFIG, LOG, PATCHES, PATCHES_PICTURE, ResultDirectory
 from mat.seeds import stream_seed
+from mat.signals import noted_signals, raised_signals
 from mat.step import TrainingStep, is_correct
-from mat.terminal import TrainingProgress, console, duration, print_facts
+from mat.terminal import TrainingProgress, console, duration, interval_text, print_facts
 
 
 class Trainer:
@@ -37,20 +37,21 @@ class Trainer:
 
     def __init__(self, config, *, resume=False):
         self.config = config
+        self.report = None
         self.results = ResultDirectory(config, resume=resume)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.model = create_model(config)
         if config.initial_weights is not None:
             load_weights(self.model, config.initial_weights)
-        self.train_records, self.validation_records = _read_data(config)
+        self.train_records, self.validation_records = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
         self.steps_per_epoch = len(self.train_records.labels) // config.batch_size
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"{self.train_records.path}: {len(self.train_records.labels)} training images do not fill one batch of batch_size: "
                 f"{config.batch_size}. Set a smaller batch_size"
             )
-        self.jit_compile = bool(tf.config.list_physical_devices("GPU")) if config.jit_compile == "auto" else config.jit_compile
+        self.jit_compile = use_xla(config.jit_compile)
         self.bank = sample_patches(config, self.train_records) if config.n_patches else None
         self.step = TrainingStep(
             self.model,
@@ -78,7 +79,9 @@ class Trainer:
         console.print(f"{self.results.path}: resuming after epoch {int(self.epoch)} of {self.config.n_epochs}")
 
     def fit(self):
-        """Train, validate and save for the epochs that are left.
+        """Train, validate and save for the epochs that are left, then evaluate robustness as `robust_evaluation` says.
+
+        The report of the evaluation is `self.report` afterwards, None without one.
 
         Returns:
             Clean validation accuracy after each of these epochs, a list of floats in [0, 1].
@@ -91,6 +94,7 @@ class Trainer:
         first_epoch = int(self.epoch)
         if first_epoch >= self.config.n_epochs:
             console.print(f"{self.results.path}: this run is finished; nothing is left to train")
+            self._evaluate()
             return []
         self._print_plan()
         started = time.monotonic()
@@ -104,16 +108,39 @@ class Trainer:
                 batch_size=self.config.batch_size,
                 first_epoch=first_epoch,
             )
-            with _stop_signals() as signals, progress:
+            with noted_signals() as stop, progress:
                 for epoch in range(first_epoch, self.config.n_epochs):
-                    self._train_epoch(epoch, progress, signals)
+                    self._train_epoch(epoch, progress, stop)
                     accuracies.append(self._finish_epoch(epoch, progress))
         except OSError as error:
             raise UserError(f"{error.filename or self.results.path}: cannot be written: {error.strerror or error}") from None
-        self._print_summary(accuracies, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._evaluate()
+        self._print_summary(accuracies, seconds)
         return accuracies
 
-    def _train_epoch(self, epoch, progress, signals):
+    def _evaluate(self):
+        """Measure the robust accuracy of the trained model and log it, if that is wanted and not yet done."""
+        config, weights = self.config, self.results.weights_path(self.config.n_epochs - 1)
+        if config.robust_evaluation == "none":
+            return
+        self.report = read_report(beside(weights))
+        if self.report is None:
+            if config.robust_evaluation == "quick":
+                config = dataclasses.replace(config, evaluation=config.evaluation.quick())
+            with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. {self._continue_with()}"):
+                self.report = evaluate(
+                    config,
+                    self.model,
+                    (self.train_records, self.validation_records),
+                    beside(weights),
+                    weights=weights,
+                    bank=self.results.path / PATCHES if self.bank is not None else None,
+                    resume=True,
+                )
+        self.results.log_robust_accuracy(config.n_epochs - 1, self.report["headline"]["robust"]["accuracy"])
+
+    def _train_epoch(self, epoch, progress, stop):
         """One pass over the training images."""
         config = self.config
         self.step.optimizer.learning_rate.assign(learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr))
@@ -132,8 +159,8 @@ class Trainer:
             if progress.due(done):
                 self._check_finite()
                 progress.update(done, *self.step.metrics())
-            if signals.received:
-                raise StoppedError(self._stopped_message(epoch, done - epoch * self.steps_per_epoch), signals.received)
+            if stop.received:
+                raise StoppedError(self._stopped_message(epoch, done - epoch * self.steps_per_epoch), stop.received)
         self._check_finite()
 
     def _finish_epoch(self, epoch, progress):
@@ -187,10 +214,10 @@ class Trainer:
     def _stopped_message(self, epoch, step):
         """Where a run stopped and how it goes on."""
         done = f"epoch {epoch} is saved" if epoch else "no epoch was complete"
-        return (
-            f"Stopped after epoch {epoch + 1}, step {step} of {self.steps_per_epoch}; {done}. "
-            f"Continue with: python mat/train.py {self.results.path / CONFIG} --resume"
-        )
+        return f"Stopped after epoch {epoch + 1}, step {step} of {self.steps_per_epoch}; {done}. {self._continue_with()}"
+
+    def _continue_with(self):
+        return f"Continue with: python mat/train.py {self.results.path / CONFIG} --resume"
 
     def _print_plan(self):
         """What the run will do."""
@@ -205,7 +232,7 @@ class Trainer:
             f"{config.n_patch_trials} trials and {optimizer.n_iterations} {targeted} I-FGSM iterations a step"
         )
         plan = {
-            "device": _device(),
+            "device": device_name(),
             "data": f"{config.data_dir}: {n_train:,} training and {n_validation:,} validation images "
             f"of {config.image_size}x{config.image_size}, {config.n_classes} classes",
             "network": f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization, "
@@ -224,8 +251,13 @@ class Trainer:
         weights = self.results.weights_path(self.config.n_epochs - 1).name
         files = [LOG, weights, *((PATCHES, PATCHES_PICTURE) if self.bank else ())]
         accuracy = f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch {first_epoch + best + 1}"
+        robust = "not measured (robust_evaluation: none)"
+        if self.report is not None:
+            headline = self.report["headline"]["robust"]
+            robust = f"{interval_text(headline)}, the worst of {self.report['grid_summary']['n_patches']} universal patches"
         summary = {
             "clean validation accuracy": accuracy,
+            "robust validation accuracy": robust,
             "time": duration(seconds),
             "results": f"{self.results.path}: {', '.join(files)}",
             "curves": f"tensorboard --logdir {self.results.path}",
@@ -267,52 +299,8 @@ def learning_rate(epoch, *, n_epochs, initial_lr):
     return initial_lr / 2 * (1 + math.cos(math.pi * epoch / n_epochs))
 
 
-def _read_data(config):
-    """The training and validation records, the demo's made first where they are missing."""
-    try:
-        if config.dataset == "demo" and not all(record_path(config.data_dir, split).exists() for split in SPLITS):
-            console.print(f"{config.data_dir}: making the demo's data set")
-            make_demo(config.data_dir)
-    except OSError as error:
-        raise UserError(f"{error.filename or config.data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
-    return tuple(read_records(config.data_dir, split, n_classes=config.n_classes) for split in SPLITS)
-
-
 def _padded(images, labels, batch_size):
     """A batch filled up to `batch_size`, so that every batch has one shape and is compiled once, and how many images it has."""
     n_images = images.shape[0]
     missing = batch_size - n_images
     return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), tf.pad(labels, [[0, missing], [0, 0]]), tf.constant(n_images)
-
-
-class _Signals:
-    """The signal that asked the run to stop, 0 before."""
-
-    received = 0
-
-
-@contextlib.contextmanager
-def _stop_signals():
-    """Within the block the first SIGINT or SIGTERM is noted, for the loop to stop after the step; a second SIGINT interrupts at once."""
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield signals
-        return
-
-    def note(number, _):
-        signals.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _device():
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)

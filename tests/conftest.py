@@ -17,6 +17,7 @@ from mat.config import PatchTrainingConfig
 from mat.data.demo import draw_image
 from mat.data.records import make_example, record_path, write_records
 from mat.models import create_model, load_weights
+from mat.trainer import Trainer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -34,6 +35,7 @@ TINY = {  # a config that trains in seconds, on `tiny_data`
     "patch_shape": [6, 6, 3],
     "n_patch_trials": 2,
     "unique_name": "run",
+    "robust_evaluation": "none",
 }
 
 
@@ -55,6 +57,25 @@ def load_golden_model():
     model = create_model(PatchTrainingConfig(width=1))
     load_weights(model, GOLDEN / "original_w1.h5")
     return model
+
+
+@pytest.fixture(scope="session")
+def undefended(tmp_path_factory):
+    """(config, weights file) of a network trained without patches on four of the demo's patterns, until it knows most of them."""
+    directory = tmp_path_factory.mktemp("undefended")
+    rng = np.random.default_rng(0)
+    for split, n_images in {"train": 640, "validation": 200}.items():
+        labels = np.arange(n_images) % 4
+        jpegs = [tf.io.encode_jpeg(draw_image(label, rng), quality=95).numpy() for label in labels]
+        records = [make_example(jpeg, "n0", int(label), (0, 0, 31, 31)) for jpeg, label in zip(jpegs, labels, strict=True)]
+        write_records(record_path(directory, split), records)
+    config = PatchTrainingConfig(
+        **TINY | {"image_size": 32, "n_patches": 0, "n_epochs": 8, "batch_size": 32, "patch_shape": [16, 16, 3], "n_stacks": 3},
+        data_dir=str(directory),
+        base_result_dir=str(directory),
+    )
+    Trainer(config).fit()
+    return config, config.result_dir / "tiny_imagenet_weights_007.h5"
 
 
 @pytest.fixture

@@ -8,23 +8,26 @@ import re
 import pytest
 import yaml
 
-from mat.config import OptimizerConfig, PatchTrainingConfig
+from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "mat").rglob("*.py"))
 
 # Each layer imports from the layers below it only, and modules of one layer do not import each other, but for packages' own parts.
 LAYERS = [
-    ["train"],
+    ["train", "evaluate"],
     ["trainer"],
-    ["results", "step", "data.convert", "data.demo"],
-    ["patch", "attack", "models", "data.tiny_imagenet"],
-    ["models.resnet", "models.weights", "data.records"],
-    ["models.convolutional", "models.groupnormalization", "config", "download"],
-    ["seeds", "terminal", "yaml_reader"],
+    ["evaluator", "results", "step", "data.convert"],
+    ["evaluation", "report", "pictures", "data.splits"],
+    ["universal", "data.demo", "data.tiny_imagenet"],
+    ["patch", "attack", "models", "grid", "report_directory"],
+    ["models.resnet", "models.weights", "data.records", "statistics"],
+    ["models.convolutional", "models.groupnormalization", "config", "download", "devices", "signals"],
+    ["seeds", "terminal", "config_keys", "files"],
+    ["yaml_reader"],
     ["errors"],
 ]
-WITHOUT_CONFIG = ("patch", "attack", "step", "seeds", "models.", "data.")
+WITHOUT_CONFIG = ("patch", "attack", "universal", "evaluation", "grid", "report", "pictures", "step", "seeds", "models.", "data.")
 
 
 def module_name(path):
@@ -75,13 +78,20 @@ def test_public_functions_and_classes_are_documented():
             assert node.name.startswith("_") or inherited or ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize(("cls", "prefix"), [(PatchTrainingConfig, ""), (OptimizerConfig, "optimizer.")])
-def test_readme_lists_every_key_with_its_default(cls, prefix):
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+@pytest.mark.parametrize(
+    ("cls", "prefix", "document"),
+    [
+        (PatchTrainingConfig, "", "README.md"),
+        (OptimizerConfig, "optimizer.", "README.md"),
+        (EvaluationConfig, "evaluation.", "docs/evaluation.md"),
+    ],
+)
+def test_documents_list_every_key_with_its_default(cls, prefix, document):
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", (ROOT / document).read_text(), re.MULTILINE))
     for f in dataclasses.fields(cls):
-        if f.metadata["kind"] is OptimizerConfig:
+        if dataclasses.is_dataclass(f.default):
             continue
-        assert prefix + f.name in rows, f"README.md does not list {prefix}{f.name}"
+        assert prefix + f.name in rows, f"{document} does not list {prefix}{f.name}"
         documented = yaml.safe_load(rows[prefix + f.name])
         expected = list(f.default) if isinstance(f.default, tuple) else f.default
         assert (float(documented) if isinstance(expected, float) else documented) == expected

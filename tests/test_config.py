@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from mat.config import OptimizerConfig, PatchTrainingConfig
+from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig
 from mat.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -54,10 +54,14 @@ def test_defaults_are_the_published_setting():
     assert (config.depth, config.width, config.n_stacks, config.normalization, config.weight_decay) == (14, 4, 4, "strip", 1e-4)
 
 
-def test_published_config_gives_every_key():
-    text = (CONFIGS / "mat.yaml").read_text()
-    names = [f.name for cls in (PatchTrainingConfig, OptimizerConfig) for f in dataclasses.fields(cls)]
-    assert [name for name in names if f"{name}:" not in text] == []
+@pytest.mark.parametrize(
+    ("file", "classes"), [("mat.yaml", (PatchTrainingConfig, OptimizerConfig)), ("evaluation.yaml", (EvaluationConfig,))]
+)
+def test_published_configs_give_every_key_with_its_default(file, classes):
+    text = (CONFIGS / file).read_text()
+    names = [f.name for cls in classes for f in dataclasses.fields(cls)]
+    assert [name for name in names if f"{name}:" not in text and name != "evaluation"] == []
+    assert PatchTrainingConfig.from_yaml(CONFIGS / file) == PatchTrainingConfig()
 
 
 @pytest.mark.parametrize("text", [ORIGINAL, SAVED_BY_ORIGINAL])
@@ -141,6 +145,17 @@ def test_unique_name_is_a_format_string(read):
         ("label_smoothing: 0.999\n", "label_smoothing must be in [0, 0.995] for 200 classes"),
         ("dataset: demo\n", "image_size: 32 and n_classes: 10"),
         ("optimizer: {min_step_size: 0.2}\n", "min_step_size must not exceed"),
+        ("evaluation: {attacks: [white_box, magic]}\n", "evaluation.attacks[1] must be one of 'white_box', 'gradient_free'"),
+        ("evaluation: {attacks: [gradient_free]}\n", "evaluation.attacks must have white_box"),
+        ("evaluation: {attacks: []}\n", "evaluation.attacks must be a list of at least one item. Received: ()"),
+        ("evaluation: {starts: random}\n", "evaluation.starts must be a list"),
+        ("evaluation: {starts: [grey, grey]}\n", "must not name an item twice"),
+        ("evaluation: {step_sizes: [0.1, 2]}\n", "evaluation.step_sizes[1] must be in (0, 1]. Received: 2"),
+        ("evaluation: {max_images: 0}\n", "evaluation.max_images must be in [1"),
+        ("evaluation: {images_at_once: 8}\n", "evaluation.images_per_iteration must not exceed"),
+        ("evaluation: {iteration: 8}\n", "Did you mean evaluation.iterations?"),
+        ("plain_baseline: true\nn_patches: 0\n", "needs n_patches above 0"),
+        ("plain_baseline: true\nrobust_evaluation: none\n", "robust_evaluation: quick or full"),
         ("unique_name: '{epochs}'\n", "unique_name may use {date}"),
         ("unique_name: '{'\n", "unique_name may use {date}"),
         ("unique_name: ../elsewhere\n", "below base_result_dir"),
@@ -185,3 +200,18 @@ def test_smallest_fitting_network_is_accepted():
         PatchTrainingConfig(**config)
         with pytest.raises(UserError, match=f"Set n_stacks: {n_stacks} "):
             PatchTrainingConfig(**config | {"n_stacks": n_stacks + 1})
+
+
+def test_quick_protocols_are_never_dearer():
+    quick = EvaluationConfig().quick()
+    assert (quick.iterations, quick.starts, quick.attacks, quick.curves) == (100, ("random",), ("white_box",), False)
+    cheap = EvaluationConfig(iterations=7, images_per_iteration=3, n_fit_images=50, n_targets=2, max_images=20).quick()
+    assert (cheap.iterations, cheap.images_per_iteration, cheap.n_fit_images, cheap.n_targets, cheap.max_images) == (7, 3, 50, 2, 20)
+
+
+def test_plain_baseline_differs_in_its_patches_only():
+    config = PatchTrainingConfig(plain_baseline=True, unique_name="run")
+    plain = config.without_patches()
+    changed = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(plain, f.name)}
+    assert changed == {"n_patches", "plain_baseline", "unique_name"}
+    assert (plain.n_patches, plain.unique_name) == (0, "run_plain")

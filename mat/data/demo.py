@@ -19,8 +19,8 @@ N_VALIDATION = 1000
 JPEG_QUALITY = 95
 
 PERIOD = (5.0, 9.0)  # of the pattern, pixels
-CONTRAST = (0.15, 0.35)  # between the two colors, root mean square over the channels
-NOISE = 0.03  # standard deviation
+CONTRAST = (0.09, 0.22)  # between the two colors, root mean square over the channels
+NOISE = 0.015  # standard deviation
 
 
 def _coordinates(rng):

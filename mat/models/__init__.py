@@ -7,9 +7,9 @@ def __getattr__(name):
     # Imported when first asked for: `python -m mat.models.weights` passes here, and must find its module not yet imported.
     if name not in ("load_weights", "save_weights"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mat.models import weights
+    from mat.models.weights import load_weights, save_weights
 
-    return getattr(weights, name)
+    return {"load_weights": load_weights, "save_weights": save_weights}[name]
 
 
 def create_model(config):

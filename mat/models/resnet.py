@@ -1,5 +1,6 @@
 """The ResNet of the original: post-activation blocks, weight-standardized convolutions, strip normalization."""
 
+import math
 import zlib
 
 import keras
@@ -98,3 +99,13 @@ def create_resnet(*, image_size, n_classes, depth, width, n_stacks, normalizatio
             x = layers.relu(layers.add(x, layers.norm(y)))
         filters *= 2
     return keras.Model(inputs, layers.logits(x, n_classes), name="resnet_v1")
+
+
+def forward_flops(model):
+    """Multiplications and additions of the convolutions and the dense layer in a forward pass of one image."""
+    flops = 0
+    for layer in model.layers:
+        if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D, keras.layers.Dense)):
+            positions = math.prod(layer.output.shape[1:-1])
+            flops += 2 * positions * math.prod(layer.kernel.shape)
+    return flops

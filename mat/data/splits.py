@@ -1,0 +1,48 @@
+"""Both splits of a data folder, the demo's made where they are missing, and the words of its classes."""
+
+import pathlib
+
+from mat.data.demo import make_demo
+from mat.data.records import record_path
+from mat.data.tiny_imagenet import SPLITS, read_records
+from mat.errors import UserError
+from mat.terminal import console
+
+
+def read_splits(dataset, data_dir, *, n_classes):
+    """The training and validation `Records`.
+
+    Args:
+        dataset: "tiny_imagenet", or "demo", which is written first where it is missing.
+        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
+        n_classes: labels must be in 0 .. n_classes - 1.
+
+    Returns:
+        (training Records, validation Records).
+
+    Raises:
+        UserError: as `read_records`, or the demo cannot be written.
+    """
+    try:
+        if dataset == "demo" and not all(record_path(data_dir, split).exists() for split in SPLITS):
+            console.print(f"{data_dir}: making the demo's data set")
+            make_demo(data_dir)
+    except OSError as error:
+        raise UserError(f"{error.filename or data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
+    return tuple(read_records(data_dir, split, n_classes=n_classes) for split in SPLITS)
+
+
+def class_names(data_dir, n_classes):
+    """What people call the classes: the words of `words.txt` in the order of `wnids.txt`, or the class numbers where there are none.
+
+    Returns:
+        list of n_classes strings.
+    """
+    try:
+        wnids = (pathlib.Path(data_dir) / "wnids.txt").read_text().split()
+        lines = (pathlib.Path(data_dir) / "words.txt").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return [str(label) for label in range(n_classes)]
+    words = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    named = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]  # the first of a class's synonyms
+    return [named[label] if label < len(named) else str(label) for label in range(n_classes)]

@@ -1,0 +1,112 @@
+"""Command line: measure a model's accuracy under universal patch attacks."""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from mat.config import EvaluationConfig, PatchTrainingConfig
+from mat.config_keys import key_list
+from mat.errors import StoppedError, UserError
+from mat.report_directory import beside
+from mat.signals import raised_signals
+from mat.terminal import console, quiet_stderr
+
+STATUS = """
+exit status:
+  0 done; 2 the config, the data, the weights, the patches or the report directory are at fault; 130 Ctrl-C; 143 SIGTERM; 1 a bug"""
+
+FLAGS = {
+    "max_images": "validation images to score on",
+    "restarts": "patches for each combination of the grid",
+    "iterations": "gradient steps of a patch",
+}
+
+
+def parse_arguments(arguments):
+    """The parsed command line; `--help` and wrong usage end the process."""
+    parser = argparse.ArgumentParser(
+        prog="mat-evaluate",
+        description="Measure a model's accuracy on clean images and under universal patch attacks, and write a report.",
+        epilog=key_list(EvaluationConfig, "evaluation.") + STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml")
+    parser.add_argument(
+        "--weights", metavar="FILE", required=True, help="weights to evaluate: the original's HDF5 or Keras 3's .weights.h5"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: FILE's name with _evaluation, beside it)")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")
+    parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")
+    parser.add_argument("--bank", metavar="FILE", help="patches.npz to start attacks from (default: the one beside the weights, if any)")
+    parser.add_argument("--patches-from", metavar="RUN", help="also try the patches that an evaluation fitted on another model")
+    parser.add_argument("--attacks", metavar="NAME[,NAME]", help="the same as --set evaluation.attacks=[NAME, NAME]")
+    for name, meaning in FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"{meaning}; the same as --set evaluation.{name}=N")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config; may be given several times"
+    )
+    return parser.parse_args(arguments)
+
+
+def read_config(arguments):
+    """The config with the protocol that the command line asks for; what it asks for by name wins over `--quick`."""
+    flags = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
+    if arguments.attacks is not None:
+        flags["attacks"] = f"[{arguments.attacks}]"
+    overrides = [*arguments.set, *(f"evaluation.{name}={value}" for name, value in flags.items())]
+    config = PatchTrainingConfig.from_yaml(arguments.config, overrides)
+    if not arguments.quick:
+        return config
+    named = {name: getattr(config.evaluation, name) for name in flags}
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation.quick(), **named))
+
+
+def run(arguments):
+    """Read the config, then evaluate; the config is reported on before the seconds that TensorFlow takes to import."""
+    config = read_config(arguments)
+    weights = pathlib.Path(arguments.weights)
+    directory = pathlib.Path(arguments.output) if arguments.output else beside(weights)
+    console.print(f"{weights}: evaluating into {directory}; loading TensorFlow")
+    with quiet_stderr():
+        import tensorflow as tf
+
+        from mat.data.splits import read_splits
+        from mat.evaluator import evaluate
+        from mat.models import create_model, load_weights
+
+        tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    model = create_model(config)
+    load_weights(model, weights)
+    bank = arguments.bank or (beside_bank if (beside_bank := weights.with_name("patches.npz")).is_file() else None)
+    splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
+    return evaluate(
+        config, model, splits, directory, weights=weights, bank=bank, patches_from=arguments.patches_from, resume=arguments.resume
+    )
+
+
+def main(arguments=None):
+    """Run the command; returns the exit status."""
+    arguments = parse_arguments(arguments)
+    try:
+        with raised_signals("Stopped; what was fitted is kept: run the same command with --resume"):
+            run(arguments)
+    except UserError as error:
+        return _report(error, 2)
+    except StoppedError as stop:
+        return _report(stop, stop.exit_status)
+    return 0
+
+
+def _report(message, status):
+    print(f"mat-evaluate: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

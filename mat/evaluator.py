@@ -1,0 +1,126 @@
+"""A whole evaluation of one network: what it needs is found and checked, the findings become a report, and its summary is printed."""
+
+import dataclasses
+import datetime
+import time
+
+from mat.config_keys import plain_values
+from mat.data.splits import class_names
+from mat.devices import device_name
+from mat.errors import UserError
+from mat.evaluation import Evaluation
+from mat.models.resnet import forward_flops
+from mat.models.weights import git_blob
+from mat.pictures import report_pictures
+from mat.report import WARNING, examples_csv, make_report, report_json, report_markdown
+from mat.report_directory import REPORT, ReportDirectory, patches_file, read_bank, read_patches
+from mat.terminal import console, duration, interval_text, print_facts
+
+SUBJECT_KEYS = (  # of the config, those that the results depend on
+    *("dataset", "data_dir", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
+    *("patch_shape", "seed", "deterministic"),
+)
+FREE_KEYS = ("images_at_once", "interval_width")  # of the protocol, those that may change when an evaluation is continued
+
+
+def evaluate(config, model, splits, directory, *, weights, bank=None, patches_from=None, resume=False):
+    """Evaluate a network and write the report.
+
+    Args:
+        config: a `PatchTrainingConfig`; its section `evaluation` is the protocol.
+        model: the network with its weights.
+        splits: (training, validation) `Records`.
+        directory: where the report goes.
+        weights: path of the file that the weights came from.
+        bank: path of a `patches.npz` to start attacks from, or None.
+        patches_from: directory of an evaluation of another network whose patches are tried on this one, or None.
+        resume: continue an interrupted evaluation in the directory.
+
+    Returns:
+        dict, the report.
+
+    Raises:
+        UserError: a file or the directory cannot be used, or does not fit.
+    """
+    sources = {name: git_blob(path) if path else None for name, path in {"weights": weights, "bank": bank}.items()}
+    subject = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | {
+        f"{name}_git_blob": blob for name, blob in sources.items()
+    }
+    subject |= {"patches_from": None if patches_from is None else str(patches_from)}
+    protocol = plain_values(dataclasses.asdict(config.evaluation))
+    fixed = subject | {f"evaluation.{key}": value for key, value in protocol.items() if key not in FREE_KEYS}
+    results = ReportDirectory(directory, fixed, resume=resume)
+    evaluation = Evaluation(
+        config,
+        model,
+        splits,
+        results,
+        bank=read_bank(bank, config.n_classes) if bank else None,
+        transferred=read_patches(patches_from) if patches_from else (),
+    )
+    _print_plan(config, evaluation, weights, forward_flops(model))
+    started = time.monotonic()
+    try:
+        results.create()
+        findings = evaluation.run()
+        names = class_names(config.data_dir, config.n_classes)
+        report = make_report(
+            findings, protocol=config.evaluation, subject={"weights": str(weights), **subject, "protocol": protocol}, class_names=names
+        )
+        run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
+        report["run"] = run | {"device": device_name()}
+        results.write(_files(findings, report, names))
+    except OSError as error:
+        raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
+    _print_summary(report, results.path)
+    return report
+
+
+def _files(findings, report, names):
+    """Everything that a finished evaluation writes, name -> bytes, the report last."""
+    accuracies = [row["accuracy"] for row in report["grid"]]
+    files = {
+        "universal_patches.npz": patches_file([o.name for o in findings.grid], [o.patch for o in findings.grid], accuracies),
+        "examples.csv": examples_csv(findings),
+    }
+    try:
+        files |= report_pictures(findings, report, names)
+    except ImportError:
+        console.print("No pictures: they need matplotlib (pip install matplotlib)")
+    return files | {"report.md": report_markdown(report), REPORT: report_json(report)}
+
+
+def _print_plan(config, evaluation, weights, flops):
+    """What the evaluation will do."""
+    protocol = config.evaluation
+    restarts = evaluation.plan()
+    kinds = {kind: [r for r in restarts if r.attack == kind] for kind in ("white_box", "gradient_free")}
+    attacks = [f"{len(kinds['white_box'])} white-box patches x {protocol.iterations} iterations"]
+    if kinds["gradient_free"]:
+        attacks.append(f"{len(kinds['gradient_free'])} gradient-free x {protocol.search_iterations} queries")
+    if evaluation.transferred:
+        attacks.append(f"{len(evaluation.transferred)} transferred")
+    height, width, _ = config.patch_shape
+    facts = {
+        "weights": str(weights),
+        "images": f"{len(evaluation.labels):,} to score on, {len(evaluation.fit_labels):,} training images to fit patches on",
+        "attacks": f"{', '.join(attacks)}; {height}x{width} pixels, {protocol.images_per_iteration} images each time",
+        "cost": f"{evaluation.cost():,} forward passes of one image, {evaluation.cost() * flops / 1e12:,.1f} TFLOP",
+        "report": str(evaluation.store.path),
+    }
+    print_facts("Robustness against universal patches", facts)
+
+
+def _print_summary(report, path):
+    """How the network did, and what to doubt."""
+    headline = report["headline"]
+    facts = {
+        "clean accuracy": interval_text(headline["clean"]),
+        "robust accuracy": f"{interval_text(headline['robust'])}, the worst of {report['grid_summary']['n_patches']} patches",
+        "time": duration(report["run"]["seconds"]),
+        "report": f"{path}: report.md, {REPORT}",
+    }
+    print_facts("Evaluated", facts)
+    for item in report["checklist"]:
+        if item["status"] == WARNING:
+            console.print(f"  WARNING: not so: {item['check']}. {item['message']}")

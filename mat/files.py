@@ -1,0 +1,37 @@
+"""Files that are there as a whole or not at all, and directories that can be made."""
+
+import os
+import pathlib
+
+from mat.errors import UserError
+
+
+def replace_file(path, content):
+    """Write bytes as a whole file, under a temporary name that then replaces `path`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def check_writable(path, remedy):
+    """Refuse a directory that cannot be made, without making it.
+
+    Args:
+        path: the directory.
+        remedy: what the user is told to change.
+
+    Raises:
+        UserError: a part of the path is a file, or may not be written in.
+    """
+    ancestor = pathlib.Path(path).absolute()
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise UserError(f"{path}: the directory cannot be made: {ancestor} is not a directory. {remedy}")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: the directory cannot be made: no permission to write in {ancestor}. {remedy}")

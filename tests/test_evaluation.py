@@ -1,0 +1,385 @@
+"""Evaluations of a small undefended network: that the attacks are strong, that the numbers repeat, and what the report says of them."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mat.config import EvaluationConfig
+from mat.data.splits import read_splits
+from mat.errors import StoppedError, UserError
+from mat.evaluation import Evaluation, Findings, Outcome
+from mat.evaluator import evaluate
+from mat.grid import chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, plan_grid
+from mat.models import create_model, load_weights
+from mat.report import checklist, make_report
+from mat.report_directory import ReportDirectory, read_bank, read_patches
+from mat.statistics import accuracy_interval, images_needed
+
+SMALL_PROTOCOL = EvaluationConfig(
+    n_fit_images=300,
+    n_targets=2,
+    starts=("random", "bank"),
+    step_sizes=(0.05,),
+    iterations=75,
+    search_iterations=150,
+    images_per_iteration=16,
+    n_controls=3,
+    patch_scales=(0.5, 1.5),
+    interval_width=0.2,
+)
+WHITE_BOX_ONLY = dataclasses.replace(SMALL_PROTOCOL, attacks=("white_box",), n_targets=1, iterations=30, curves=False)
+
+
+@pytest.fixture(scope="module")
+def subject(undefended):
+    """(config, model, splits, weights file) of the undefended network."""
+    config, weights = undefended
+    model = create_model(config)
+    load_weights(model, weights)
+    return config, model, read_splits(config.dataset, config.data_dir, n_classes=config.n_classes), weights
+
+
+@pytest.fixture(scope="module")
+def run(subject, tmp_path_factory):
+    """A function from a protocol to (report, directory) of an evaluation of the undefended network."""
+    config, model, splits, weights = subject
+
+    def evaluated(protocol, directory=None, **arguments):
+        directory = directory or tmp_path_factory.mktemp("evaluation") / "report"
+        changed = dataclasses.replace(config, evaluation=protocol)
+        return evaluate(changed, model, splits, directory, weights=weights, **arguments), directory
+
+    return evaluated
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """(report, directory) of an evaluation with everything but transferred patches."""
+    return run(SMALL_PROTOCOL)
+
+
+def without_run(report):
+    """A report but for when and where it was made."""
+    return {key: value for key, value in report.items() if key != "run"}
+
+
+# What the attacks do to an undefended network.
+
+
+def test_white_box_beats_everything_else_by_a_wide_margin(whole):
+    report, _ = whole
+    robust = report["headline"]["robust"]["accuracy"]
+    assert report["headline"]["clean"]["accuracy"] > 0.85
+    assert robust < 0.4
+    for rows in ("controls", "gradient_free"):
+        assert min(row["accuracy"] for row in report[rows]) > robust + 0.15
+    assert {item["status"] for item in report["checklist"]} == {"passed", "not checked"}  # nothing was transferred
+
+
+def test_gradient_free_attack_attacks_too(whole):
+    report, _ = whole
+    found, noise = report["gradient_free"], [row for row in report["controls"] if row["name"].startswith("noise")]
+    assert min(row["accuracy"] for row in found) < min(row["accuracy"] for row in noise)
+    assert all(np.isfinite([row["first_loss"], row["last_loss"]]).all() for row in found)
+
+
+def test_neither_iterations_nor_size_help_the_defender(whole):
+    curves = whole[0]["curves"]
+    assert [point["iterations"] for point in curves["iterations"]] == [9, 19, 38, 75, 150]
+    assert [point["patch_shape"] for point in curves["patch_size"]] == [[8, 8, 3], [16, 16, 3], [24, 24, 3]]
+    for points in curves.values():
+        accuracies = [point["accuracy"] for point in points]
+        assert np.all(np.diff(accuracies) <= 0.05)  # a standard error of 200 images is 0.035
+        assert accuracies[-1] < accuracies[0] - 0.05
+    for points in curves.values():  # the grid's strongest patch is a point of both curves
+        assert whole[0]["headline"]["robust"]["accuracy"] in [point["accuracy"] for point in points]
+
+
+# That the numbers can be trusted.
+
+
+def test_evaluations_repeat_and_the_seed_matters(run, subject):
+    one, directory = run(WHITE_BOX_ONLY)
+    two, again = run(WHITE_BOX_ONLY)
+    assert without_run(one) == without_run(two)
+    for name in ("examples.csv", "report.md", "universal_patches.npz"):
+        assert (directory / name).read_bytes() == (again / name).read_bytes()
+    config, model, splits, _ = subject
+    other = Evaluation(dataclasses.replace(config, seed=1, evaluation=WHITE_BOX_ONLY), model, splits, store=None)
+    assert np.any(other.fit_labels != Evaluation(config, model, splits, store=None).fit_labels[: len(other.fit_labels)])
+
+
+def test_chunks_change_no_draw_and_hardly_an_accuracy(run):
+    small, large = (run(dataclasses.replace(WHITE_BOX_ONLY, images_at_once=n))[0] for n in (16, 128))
+    for one, two in zip(small["grid"], large["grid"], strict=True):
+        assert one["name"] == two["name"]
+        assert abs(one["accuracy"] - two["accuracy"]) <= 0.005
+        np.testing.assert_allclose(one["first_loss"], two["first_loss"], rtol=1e-3)  # of the same images and positions
+    assert small["controls"] == large["controls"]
+
+
+def test_an_interrupted_evaluation_leaves_no_report_and_goes_on(run, tmp_path, monkeypatch):
+    protocol = dataclasses.replace(SMALL_PROTOCOL, iterations=25, search_iterations=25, images_at_once=32, max_images=50, curves=False)
+    expected, _ = run(protocol)
+    saved, directory = [], tmp_path / "broken"
+
+    def save(self, name, **arrays):
+        if len(saved) == 4:  # in the third chunk
+            raise StoppedError("stop", 15)
+        saved.append(name)
+        keep(self, name, **arrays)
+
+    keep = ReportDirectory.save
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(ReportDirectory, "save", save)
+        run(protocol, directory)
+    assert {path.name for path in directory.iterdir()} == {"protocol.json", "restarts"}
+    times = {name: (directory / "restarts" / f"{name}.npz").stat().st_mtime_ns for name in saved}
+    report, _ = run(protocol, directory, resume=True)
+    assert without_run(report) == without_run(expected)
+    kept = [name for name, time in times.items() if (directory / "restarts" / f"{name}.npz").stat().st_mtime_ns == time]
+    assert kept == saved[:3]
+    (directory / "restarts" / f"{saved[0]}.npz").write_bytes(b"cut")  # is made again
+    assert without_run(run(protocol, directory, resume=True)[0]) == without_run(expected)
+
+
+def test_examples_file_holds_what_the_report_counts(whole):
+    report, directory = whole
+    rows = list(csv.DictReader((directory / "examples.csv").read_text().splitlines()))
+    assert len(rows) == report["headline"]["clean"]["n_images"] == 200
+    labels = [row["label"] for row in rows]
+    assert [row["record"] for row in rows] == [str(i) for i in range(200)]
+    assert np.mean([row["clean"] == row["label"] for row in rows]) == report["headline"]["clean"]["accuracy"]
+    for entry in (*report["controls"], *report["grid"], *report["gradient_free"]):
+        predictions = [row[entry["name"]] for row in rows]
+        assert sum(p == label for p, label in zip(predictions, labels, strict=True)) == entry["n_correct"]
+        if entry.get("target") is not None:
+            others = [p == str(entry["target"]) for p, label in zip(predictions, labels, strict=True) if label != str(entry["target"])]
+            assert np.mean(others) == entry["success"]
+    worst_of_all = sum(all(row[e["name"]] == row["label"] for e in report["grid"]) for row in rows)
+    assert worst_of_all == report["headline"]["every_image_under_its_worst_patch"]["n_correct"]
+
+
+def test_report_directory_holds_every_file(whole):
+    report, directory = whole
+    pictures = {"patches.png", "examples.png", "curves.png"}
+    tables = {"report.json", "report.md", "examples.csv", "universal_patches.npz", "protocol.json", "restarts"}
+    assert {path.name for path in directory.iterdir()} == pictures | tables
+    assert json.loads((directory / "report.json").read_text()) == json.loads(json.dumps(report))
+    for picture in pictures:
+        shape = tf.io.decode_png((directory / picture).read_bytes()).shape
+        assert min(shape[:2]) > 200
+    text = (directory / "report.md").read_text()
+    for words in ("| clean |", "## Can it be trusted?", "## Controls", "### Gradient-free", "iterations", "patch shape", "tensorflow"):
+        assert words in text
+    patches = read_patches(directory)
+    assert [name for name, _ in patches] == [row["name"] for row in report["grid"]]
+    assert all(patch.shape == (16, 16, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
+
+
+def test_tables_come_without_matplotlib(run, monkeypatch, capsys):
+    def missing(*_):
+        raise ImportError("matplotlib")
+
+    monkeypatch.setattr("mat.evaluator.report_pictures", missing)
+    _, directory = run(dataclasses.replace(WHITE_BOX_ONLY, n_targets=0, iterations=1, max_images=30))
+    assert {path.name for path in directory.glob("*.*")} == {
+        "report.json",
+        "report.md",
+        "examples.csv",
+        "universal_patches.npz",
+        "protocol.json",
+    }
+    assert "they need matplotlib" in capsys.readouterr().out
+
+
+# Banks and transferred patches.
+
+
+def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, subject, tmp_path):
+    config, model, splits, _ = subject
+    bank = np.stack([np.full((6, 6, 3), value, np.float32) for value in (0.0, 0.25, 0.5, 0.75)]), np.arange(4)
+    np.savez(tmp_path / "patches.npz", patches=bank[0], targets=bank[1])
+    _, fitted = whole
+    protocol = dataclasses.replace(WHITE_BOX_ONLY, n_targets=4, iterations=1, max_images=50)
+    report, directory = run(protocol, bank=tmp_path / "patches.npz", patches_from=fitted)
+    assert {row["start"] for row in report["grid"]} == {"random", "bank"}
+    for row in report["grid"]:
+        if row["start"] == "bank" and row["target"] is not None:  # one step away from the bank's patch of that target, resized
+            patch = dict(read_patches(directory))[row["name"]]
+            assert np.abs(patch - row["target"] / 4).max() <= 0.0501
+    assert [row["name"] for row in report["transfer"]] == [f"transfer-{row['name']}" for row in whole[0]["grid"]]
+    check = next(item for item in report["checklist"] if item["check"].startswith("transferred"))
+    assert check["status"] == "warning"  # patches fitted for longer on the same network
+    with pytest.raises(UserError, match=r"shape \[16, 16, 3\], and patch_shape: \[8, 8, 3\]"):
+        Evaluation(dataclasses.replace(config, patch_shape=(8, 8, 3)), model, splits, None, transferred=read_patches(fitted))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"patches": np.zeros((2, 4, 4, 3))},
+        {"patches": np.zeros((2, 4, 4, 3)), "targets": [0, 4]},
+        {"patches": np.full((2, 4, 4, 3), 7.0), "targets": [0, 1]},
+        {"patches": np.zeros((0, 4, 4, 3)), "targets": []},
+        {"patches": np.zeros((2, 4, 4)), "targets": [0, 1]},
+    ],
+)
+def test_files_that_are_no_bank_are_refused(tmp_path, arrays):
+    np.savez(tmp_path / "bank.npz", **arrays)
+    with pytest.raises(UserError, match=r"bank\.npz: not a bank"):
+        read_bank(tmp_path / "bank.npz", 4)
+
+
+# The checklist.
+
+
+def findings(correct, *, controls=(), gradient_free=(), transfer=(), iterations=(), patch_sizes=(), vanishing=0.0):
+    """Findings on 100 images of class 0 of which so many are right under each patch; the curves are (value, number) pairs."""
+    restart = plan_grid(EvaluationConfig(), n_classes=2, patch_shape=(4, 4, 3), seed=0, has_bank=False)[0]
+
+    def outcome(n_correct, **changes):
+        predictions = (np.arange(100) >= n_correct).astype(np.int64)
+        made = dataclasses.replace(restart, repeat=n_correct, **changes)
+        return Outcome(made.name, np.zeros((4, 4, 3)), predictions, np.ones(3), made)
+
+    return Findings(
+        records=np.arange(100),
+        labels=np.zeros(100, np.int64),
+        images=tf.zeros([100, 8, 8, 3]),
+        offsets=np.zeros((100, 2), np.int32),
+        clean=np.zeros(100, np.int64),
+        controls=[outcome(n) for n in controls],
+        grid=[outcome(n) for n in correct],
+        gradient_free=[outcome(n) for n in gradient_free],
+        transfer=[outcome(n) for n in transfer],
+        iterations=[outcome(n, n_iterations=value) for value, n in iterations],
+        patch_sizes=[outcome(n, patch_shape=(value, value, 3)) for value, n in patch_sizes],
+        vanishing={"untargeted": vanishing, "targeted": 0.0},
+        cost=1,
+    )
+
+
+GOOD = {
+    "correct": [30, 40],
+    "controls": [90, 80],
+    "gradient_free": [50],
+    "transfer": [60],
+    "iterations": [(50, 35), (100, 30), (200, 29)],
+    "patch_sizes": [(2, 60), (4, 30), (6, 10)],
+}
+
+
+def statuses(protocol=None, **changes):
+    report = make_report(
+        findings(**GOOD | changes), protocol=protocol or EvaluationConfig(interval_width=0.2), subject={}, class_names=["a", "b"]
+    )
+    return [item["status"] for item in report["checklist"]], report
+
+
+def test_a_sound_evaluation_passes_every_check():
+    found, report = statuses()
+    assert found == ["passed"] * 7
+    assert report["headline"]["robust"]["n_correct"] == 30
+    assert report["grid_summary"]["mean"] == 0.35
+    assert report["headline"]["every_image_under_its_worst_patch"]["n_correct"] == 30
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "words"),
+    [
+        (0, {"vanishing": 0.02}, "2.0% of the images"),
+        (1, {"gradient_free": [50, 30]}, "masked gradients"),
+        (2, {"transfer": [29]}, "masked gradients or too weak"),
+        (3, {"controls": [90, 30]}, "attacks nothing"),
+        (4, {"iterations": [(50, 35), (100, 30), (200, 27)]}, "30.0% after 100 iterations, 27.0% after 200"),
+        (5, {"patch_sizes": [(2, 25), (4, 30)]}, "2x2: 25.0%, 4x4: 30.0%"),
+        (6, {"protocol": EvaluationConfig(interval_width=0.05)}, "about 1,291 are needed"),
+    ],
+)
+def test_each_sign_of_a_false_evaluation_raises_its_warning(place, changes, words):
+    found, report = statuses(**changes)
+    assert [i for i, status in enumerate(found) if status == "warning"] == [place]
+    assert words in report["checklist"][place]["message"]
+
+
+def test_what_was_not_measured_is_not_called_passed():
+    found, _ = statuses(gradient_free=(), transfer=(), iterations=(), patch_sizes=())
+    assert found == ["passed", "not checked", "not checked", "passed", "not checked", "not checked", "passed"]
+    assert checklist(statuses()[1], EvaluationConfig(interval_width=0.2))[0]["status"] == "passed"
+
+
+# Statistics and draws.
+
+
+@pytest.mark.parametrize(("n_correct", "n_images"), [(5, 10), (1, 10), (281, 1000), (9_700, 10_000)])
+def test_intervals_hold_95_percent_of_the_posterior(n_correct, n_images):
+    low, high = accuracy_interval(n_correct, n_images)
+    x = np.linspace(0, 1, 2_000_001)[1:-1]
+    log_density = (n_correct - 0.5) * np.log(x) + (n_images - n_correct - 0.5) * np.log1p(-x)
+    density = np.exp(log_density - log_density.max())
+    cumulative = np.cumsum(density) / density.sum()
+    np.testing.assert_allclose(np.interp([low, high], x, cumulative), [0.025, 0.975], atol=1e-3)
+    assert low < n_correct / n_images < high
+
+
+def test_intervals_reach_the_ends_and_narrow_with_images():
+    low, high = accuracy_interval(np.array([0, 10]), 10)
+    assert (low[0], high[1]) == (0, 1)
+    assert 0.2 < high[0] < 0.25
+    np.testing.assert_allclose(low[1], 1 - high[0])
+    for accuracy in (0.1, 0.5, 0.9):
+        n = images_needed(accuracy, 0.05)
+        low, high = accuracy_interval(round(accuracy * n), n)
+        assert abs((high - low) - 0.05) < 0.002
+
+
+def test_grids_are_products_and_names_are_unique():
+    protocol = EvaluationConfig(restarts=2)
+    grid = plan_grid(protocol, n_classes=200, patch_shape=(24, 24, 3), seed=0, has_bank=True)
+    assert len(grid) == 6 * 4 * 2 * 2 + 6 * 2
+    assert len({restart.name for restart in grid}) == len(grid)
+    targets = {restart.target for restart in grid}
+    assert len(targets) == 6
+    assert targets != {r.target for r in plan_grid(protocol, n_classes=200, patch_shape=(24, 24, 3), seed=1, has_bank=True)}
+    few = plan_grid(protocol, n_classes=3, patch_shape=(24, 24, 3), seed=0, has_bank=False)
+    assert {restart.target for restart in few} == {None, 0, 1, 2}
+    assert {restart.start for restart in few} == {"random", "data", "grey"}
+    curves = curve_restarts(protocol, grid[:1], 32)
+    assert [r.n_iterations for r in curves if r.series == "iterations"] == [125, 250, 500, 2000]
+    assert [r.patch_shape for r in curves if r.series == "patch_size"] == [(6, 6, 3), (12, 12, 3)]  # 36x36 does not fit
+    assert {restart.stream for restart in curves} == {grid[0].stream}
+
+
+def test_chunks_hold_every_restart_once_and_only_like_ones():
+    protocol = EvaluationConfig()
+    grid = plan_grid(protocol, n_classes=10, patch_shape=(4, 4, 3), seed=0, has_bank=True)
+    made = list(chunks(grid, 5))
+    assert sorted((restart for chunk, _ in made for restart in chunk), key=grid.index) == grid
+    assert max(len(filled) for _, filled in made) == 5
+    for attack in ("white_box", "gradient_free"):
+        assert len({len(filled) for chunk, filled in made if chunk[0].attack == attack}) == 1
+    for chunk, filled in made:
+        assert filled[: len(chunk)] == chunk
+        assert set(filled) == set(chunk)
+        assert len({(restart.attack, restart.n_iterations) for restart in filled}) == 1
+
+
+def test_draws_stay_in_the_image_and_reach_its_ends():
+    rng = np.random.default_rng(0)
+    offsets = draw_offsets(rng, [2000], 16, (4, 16, 3))
+    assert (offsets[:, 0].min(), offsets[:, 0].max(), offsets[:, 1].max()) == (0, 12, 0)
+    squares, colors = draw_squares(rng, np.linspace(0, 1, 2000), (8, 12, 3))
+    assert np.all(squares[:, 2] >= 1)
+    assert np.all(squares[:, :2] >= 0)
+    assert np.all(squares[:, :2] + squares[:, 2:] <= [8, 12])
+    assert (squares[0, 2], squares[-1, 2]) == (4, 1)
+    assert set(np.unique(colors)) == {0, 1}
+    factors = cosine_decay(100)
+    assert factors[0] == 1
+    assert 0 < factors[-1] < 0.01
+    assert np.all(np.diff(factors) < 0)
