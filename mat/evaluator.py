@@ -42,6 +42,8 @@ def evaluate(config, model, splits, directory, *, weights, bank=None, patches_fr
     Raises:
         UserError: a file or the directory cannot be used, or does not fit.
     """
+    start_bank = read_bank(bank, config.n_classes) if bank else None
+    transferred = read_patches(patches_from) if patches_from else ()
     sources = {name: git_blob(path) if path else None for name, path in {"weights": weights, "bank": bank}.items()}
     subject = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | {
         f"{name}_git_blob": blob for name, blob in sources.items()
@@ -50,14 +52,7 @@ def evaluate(config, model, splits, directory, *, weights, bank=None, patches_fr
     protocol = plain_values(dataclasses.asdict(config.evaluation))
     fixed = subject | {f"evaluation.{key}": value for key, value in protocol.items() if key not in FREE_KEYS}
     results = ReportDirectory(directory, fixed, resume=resume)
-    evaluation = Evaluation(
-        config,
-        model,
-        splits,
-        results,
-        bank=read_bank(bank, config.n_classes) if bank else None,
-        transferred=read_patches(patches_from) if patches_from else (),
-    )
+    evaluation = Evaluation(config, model, splits, results, bank=start_bank, transferred=transferred)
     _print_plan(config, evaluation, weights, forward_flops(model))
     started = time.monotonic()
     try:

@@ -1,6 +1,8 @@
 """The command line: exit statuses, messages, and that nothing is written where the input is at fault."""
 
+import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +44,24 @@ def test_a_run_ends_with_status_0_and_its_directory_is_not_overwritten(run):
     assert status == 2
     assert "results/run: this result directory exists already" in errors
     assert pathlib.Path("results/run/log.csv").read_bytes() == log
+
+
+def test_a_plain_baseline_ends_with_a_table_of_both(run):
+    evaluation = {"iterations": 1, "n_targets": 0, "n_controls": 1}
+    status, errors, output = run(n_epochs=1, plain_baseline=True, robust_evaluation="quick", evaluation=evaluation)
+    assert (status, errors) == (0, "")
+    title, header, *rows = output.splitlines()[-4:]
+    assert title.startswith("Accuracy on all validation images")
+    assert header.split("   ")[-1].strip() == "under the worst universal patch"
+    for row, name, directory in zip(rows, ("meta adversarial training", "plain training"), ("run", "run_plain"), strict=True):
+        report = json.loads(pathlib.Path(f"results/{directory}/tiny_imagenet_weights_000_evaluation/report.json").read_text())
+        clean, robust = (report["headline"][kind]["accuracy"] for kind in ("clean", "robust"))
+        assert row.startswith(f"  {name}")
+        assert re.findall(r"([\d.]+%) \(", row) == [f"{clean:.1%}", f"{robust:.1%}"]
+    assert not pathlib.Path("results/run_plain/patches.npz").exists()
+    status, errors, output = run(["--resume"], n_epochs=1, plain_baseline=True, robust_evaluation="quick", evaluation=evaluation)
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[-4:] == [title, header, *rows]
 
 
 def damage(data_dir, split="train", **example):

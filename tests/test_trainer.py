@@ -1,5 +1,6 @@
 """Whole training runs on tiny data: what they leave, that they repeat, resume and stop."""
 
+import json
 import os
 import signal
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.config import PatchTrainingConfig
+from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.models import create_model, load_weights
 from mat.results import patch_grid
@@ -117,6 +118,51 @@ def test_training_without_patches_leaves_no_bank(tiny_config, capsys):
     assert "tiny_imagenet_weights_000.h5" in names
     assert not names & {"patches.npz", "patches.png"}
     assert "plain training" in capsys.readouterr().out
+
+
+QUICK = EvaluationConfig(iterations=2, n_targets=1, n_controls=1)
+
+
+def test_training_ends_with_the_robust_accuracy_beside_the_clean_one(tiny_config, capsys):
+    config = tiny_config(robust_evaluation="quick", evaluation=QUICK)
+    trainer = Trainer(config)
+    accuracies = trainer.fit()
+    robust = trainer.report["headline"]["robust"]
+    assert trainer.report["headline"]["clean"]["accuracy"] == accuracies[-1]
+    header, first, last = (config.result_dir / "log.csv").read_text().splitlines()
+    assert header == "Epoch;Train Loss;Train Accuracy;Valid Accuracy;Robust Accuracy"
+    assert first.endswith(";")
+    assert last.endswith(f"{accuracies[-1]:.3f};{robust['accuracy']:.3f}")
+    output = capsys.readouterr().out
+    assert f"robust validation accuracy  {robust['accuracy']:.1%}" in output
+    report = config.result_dir / "tiny_imagenet_weights_001_evaluation" / "report.json"
+    assert json.loads(report.read_text())["headline"]["robust"] == robust
+    events = [str(path) for path in (config.result_dir / "events").iterdir()]
+    tags = {value.tag for path in events for event in tf.compat.v1.train.summary_iterator(path) for value in event.summary.value}
+    assert "validation/robust_accuracy" in tags
+
+
+def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monkeypatch, capsys):
+    config = tiny_config(n_epochs=1, robust_evaluation="quick", evaluation=QUICK)
+    trainer = Trainer(config)
+
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(StoppedError, match=r"the training is saved.*run/config.yaml --resume"):
+        patched.setattr("mat.trainer.evaluate", interrupt)
+        trainer.fit()
+    assert (config.result_dir / "log.csv").read_text().endswith(";\n")
+    resumed = Trainer(config, resume=True)
+    assert resumed.fit() == []
+    assert resumed.report["headline"]["clean"]["n_images"] == 12
+    log = (config.result_dir / "log.csv").read_text()
+    assert log.endswith(f";{resumed.report['headline']['robust']['accuracy']:.3f}\n")
+    capsys.readouterr()
+    again = Trainer(config, resume=True)
+    again.fit()
+    assert again.report == resumed.report
+    assert "Evaluated" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
