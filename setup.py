@@ -9,6 +9,8 @@ root = pathlib.Path(__file__).parent
 requirements = [line for line in (root / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
 version = re.search(r'__version__ = "(.+)"', (root / "mat" / "__init__.py").read_text()).group(1)
 
+PLOTS = ["matplotlib>=3.8,<4"]
+
 setup(
     name="meta-adversarial-training",
     version=version,
@@ -19,6 +21,6 @@ setup(
     packages=find_packages(include=["mat", "mat.*"]),
     python_requires=">=3.10,<3.14",
     install_requires=requirements,
-    extras_require={"plots": ["matplotlib>=3.8,<4"], "dev": ["pytest>=8,<10", "ruff>=0.9,<1"]},
-    entry_points={"console_scripts": ["mat-train=mat.train:main"]},
+    extras_require={"plots": PLOTS, "dev": [*PLOTS, "pytest>=8,<10", "ruff>=0.9,<1"]},
+    entry_points={"console_scripts": ["mat-train=mat.train:main", "mat-evaluate=mat.evaluate:main"]},
 )

@@ -178,7 +178,7 @@ class TrainingProgress:
         seconds, self._epoch_started = now - self._epoch_started, now
         self._rate_from = (now, (epoch + 1) * self.steps_per_epoch)
         console.print(
-            f"epoch {epoch + 1}/{self.n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (patched)  "
+            f"epoch {epoch + 1}/{self.n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (training)  "
             f"validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}"
         )
 

@@ -1,8 +1,8 @@
 """The demo's procedural data set: ten classes of patterns, 32x32 pixels, in the records of Tiny ImageNet.
 
-A class is a pattern that fills the image, in random colors, at random scale, phase and place, under noise. Its contrast is low, so
-that a small patch of high contrast can drown it: a plainly trained network is right on nearly every clean image and wrong on most
-patched ones, though most of the pattern stays in sight.
+A class is a pattern in a disc, in random colors, at random scale, phase and place, under noise. Its contrast is low and the disc does
+not reach all corners, so that a small patch of high contrast can drown it: a plainly trained network is right on nearly every clean
+image and wrong on most patched ones, though most of the pattern stays in sight.
 """
 
 import pathlib
@@ -18,9 +18,11 @@ N_TRAIN = 4000
 N_VALIDATION = 1000
 JPEG_QUALITY = 95
 
-PERIOD = (5.0, 9.0)  # of the pattern, pixels
-CONTRAST = (0.09, 0.22)  # between the two colors, root mean square over the channels
-NOISE = 0.015  # standard deviation
+PERIOD = (5.5, 10.0)  # of the pattern, pixels
+RADIUS = (14.0, 19.0)  # of the disc, pixels
+CENTER = (12.0, 20.0)  # of the disc, row and column
+CONTRAST = (0.14, 0.32)  # between the two colors, root mean square over the channels
+NOISE = 0.02  # standard deviation
 
 
 def _coordinates(rng):
@@ -36,6 +38,13 @@ def _wave(x):
 def _cell(x):
     """Distance to the center of the unit cell, in [0, 0.5]."""
     return np.abs(x - np.floor(x) - 0.5)
+
+
+def _disc(rng):
+    """1 within a random disc and 0 outside, with an edge of a pixel: float array [32, 32]."""
+    row, column = rng.uniform(*CENTER, size=2)
+    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    return np.clip(rng.uniform(*RADIUS) - np.hypot(rows - row, columns - column), 0, 1)
 
 
 # Each pattern is a function of (row, column), in periods, positive on one color and negative on the other; mirroring keeps its class.
@@ -57,6 +66,7 @@ def draw_image(label, rng):
     """One image of class `label`, uint8 [32, 32, 3], drawn from a NumPy generator."""
     pattern = list(PATTERNS.values())[label]
     sign = np.clip(8 * pattern(*_coordinates(rng)), -1, 1)[..., np.newaxis]  # [32, 32, 1], soft edges
+    sign = sign * _disc(rng)[..., np.newaxis]
     direction = rng.normal(size=3)
     contrast = rng.uniform(*CONTRAST) * direction / np.sqrt(np.mean(direction**2))
     image = rng.uniform(0.3, 0.7, size=3) + sign * contrast / 2 + rng.normal(scale=NOISE, size=(IMAGE_SIZE, IMAGE_SIZE, 3))
