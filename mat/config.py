@@ -179,6 +179,10 @@ class PatchTrainingConfig:
                 "plain_baseline: true compares the robustness with that of training without patches, which needs n_patches above 0 and "
                 f"robust_evaluation: quick or full. Received: n_patches: {self.n_patches}, robust_evaluation: {self.robust_evaluation}"
             )
+        if self.robust_evaluation == "full" and self.evaluation.starts == ("bank",) and (self.plain_baseline or not self.n_patches):
+            raise UserError(
+                "evaluation.starts: [bank] starts attacks from a bank, which training without patches has not. Add another start"
+            )
         if self.label_smoothing > (largest := 1 - 1 / self.n_classes):
             raise UserError(f"label_smoothing must be in [0, {largest:g}] for {self.n_classes} classes. Received: {self.label_smoothing}")
         if self.dataset == "demo" and (self.image_size, self.n_classes) != (DEMO_IMAGE_SIZE, DEMO_N_CLASSES):

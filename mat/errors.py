@@ -9,8 +9,11 @@ class NonFiniteLossError(Exception):
     """The training loss or a gradient became NaN or infinite. Exit status 3."""
 
 
-class StoppedError(Exception):
-    """A signal asked the run to stop, and it stopped after a whole step. Exit status 128 + the signal's number."""
+class StoppedError(BaseException):
+    """A signal asked the run to stop, and it stopped. Exit status 128 + the signal's number.
+
+    Not an `Exception`, as `KeyboardInterrupt` is none: what handles errors must not swallow it.
+    """
 
     def __init__(self, message, signal_number):
         super().__init__(message)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -38,7 +39,7 @@ def parse_arguments(arguments):
     parser.add_argument(
         "--weights", metavar="FILE", required=True, help="weights to evaluate: the original's HDF5 or Keras 3's .weights.h5"
     )
-    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: FILE's name with _evaluation, beside it)")
+    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: beside FILE, its name with _evaluation)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")
     parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")
     parser.add_argument("--bank", metavar="FILE", help="patches.npz to start attacks from (default: the one beside the weights, if any)")
@@ -61,7 +62,8 @@ def read_config(arguments):
     config = PatchTrainingConfig.from_yaml(arguments.config, overrides)
     if not arguments.quick:
         return config
-    named = {name: getattr(config.evaluation, name) for name in flags}
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    named = {f.name: getattr(config.evaluation, f.name) for f in dataclasses.fields(EvaluationConfig) if f"evaluation.{f.name}" in keys}
     return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation.quick(), **named))
 
 
@@ -69,7 +71,9 @@ def run(arguments):
     """Read the config, then evaluate; the config is reported on before the seconds that TensorFlow takes to import."""
     config = read_config(arguments)
     weights = pathlib.Path(arguments.weights)
-    directory = pathlib.Path(arguments.output) if arguments.output else beside(weights)
+    if not os.path.isfile(weights):  # False for names that no file can have
+        raise UserError(f"{weights}: no such weights file. Give --weights the path of an .h5 file")
+    directory = pathlib.Path(arguments.output) if arguments.output else beside(weights, quick=arguments.quick)
     console.print(f"{weights}: evaluating into {directory}; loading TensorFlow")
     with quiet_stderr():
         import tensorflow as tf
@@ -83,7 +87,9 @@ def run(arguments):
         tf.config.experimental.enable_op_determinism()
     model = create_model(config)
     load_weights(model, weights)
-    bank = arguments.bank or (beside_bank if (beside_bank := weights.with_name("patches.npz")).is_file() else None)
+    bank = arguments.bank
+    if bank is None and "bank" in config.evaluation.starts and (found := weights.with_name("patches.npz")).is_file():
+        bank = found
     splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
     return evaluate(
         config, model, splits, directory, weights=weights, bank=bank, patches_from=arguments.patches_from, resume=arguments.resume

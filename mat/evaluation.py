@@ -17,9 +17,10 @@ from mat.grid import Restart, chunks, cosine_decay, curve_restarts, draw_offsets
 from mat.patch import resize_to_patches
 from mat.seeds import generator
 from mat.terminal import WorkProgress
-from mat.universal import UNTARGETED, UniversalAttacks
+from mat.universal import UNDEFINED, UNTARGETED, UniversalAttacks
 
-SEGMENT = 25  # iterations in one call of a compiled attack
+FIT_SEGMENT = 5  # iterations in one call of the white-box attack; Ctrl-C waits for a call
+SEARCH_SEGMENT = 25  # queries in one call of the gradient-free attack, on the same images
 CURVE_RESTARTS = 3  # the strongest of the grid, which the curves follow
 VANISHING_IMAGES = 500  # images whose gradients are looked at
 LOAD_BATCH = 500
@@ -45,7 +46,8 @@ class Findings(NamedTuple):
         images: float32 [N, H, W, 3].
         offsets: int32 [N, 2], where patches of the config's size lay.
         clean: int64 [N], predictions without a patch.
-        controls, grid, gradient_free, transfer, iterations, patch_sizes: lists of `Outcome`; the curves hold the grid's own too.
+        controls, grid, gradient_free, transfer: lists of `Outcome`.
+        iterations, patch_sizes: lists of `Outcome`, the curves; both hold those at the protocol's iterations and size.
         vanishing: dict of the share of images without a gradient, by "untargeted" and "targeted" loss.
         cost: what was computed, in forward passes of the network.
     """
@@ -77,7 +79,7 @@ class Evaluation:
         transferred: list of (name, patch) that were fitted on another network.
 
     Raises:
-        UserError: a transferred patch of another shape, or a network whose logits are not finite.
+        UserError: no start for the attacks, a transferred patch of another shape, or a network whose logits are not finite.
     """
 
     def __init__(self, config, model, splits, store, *, bank=None, transferred=()):
@@ -94,6 +96,11 @@ class Evaluation:
         self.images, self.labels, self.records = self._load(validation_records, self.protocol.max_images, "evaluation/images")
         self.attacks = UniversalAttacks(model, self.fit_images, self.fit_labels, jit_compile=use_xla(config.jit_compile))
         self.at_once = self.protocol.images_at_once
+        if not any(restart.attack == "white_box" for restart in self.plan()):
+            raise UserError(
+                "evaluation.starts: [bank] starts attacks from a bank, and there is none. Give one with --bank, or add another start"
+            )
+        self._defined(self.attacks.predict_clean(self.images[: self.at_once], images_at_once=self.at_once), "without a patch")
 
     def _load(self, records, n_images, stream):
         """Images float32 [n, H, W, 3], labels int64 [n] and record numbers of a split, all of it or `n_images` drawn at random."""
@@ -125,9 +132,11 @@ class Evaluation:
 
     def _fitting_cost(self, restart):
         """Forward passes that fit one patch."""
-        n_segments = -(-restart.n_iterations // SEGMENT)
-        iterations = n_segments * (SEGMENT * FORWARDS_PER_GRADIENT if restart.attack == "white_box" else SEGMENT + 1)
-        return iterations * self.protocol.images_per_iteration
+        if restart.attack == "white_box":
+            passes = _n_calls(restart.n_iterations, FIT_SEGMENT) * FIT_SEGMENT * FORWARDS_PER_GRADIENT
+        else:
+            passes = _n_calls(restart.n_iterations, SEARCH_SEGMENT) * (SEARCH_SEGMENT + 1)
+        return passes * self.protocol.images_per_iteration
 
     def run(self):
         """Do everything that is not in the store yet.
@@ -159,18 +168,26 @@ class Evaluation:
                 grid=grid,
                 gradient_free=[outcome for outcome in outcomes if outcome.restart.attack == "gradient_free"],
                 transfer=transfer,
-                iterations=[*strongest, *(o for o in curves if o.restart.series == "iterations")] if curves else [],
-                patch_sizes=[*strongest, *(o for o in curves if o.restart.series == "patch_size")] if curves else [],
+                iterations=[o for o in curves if o.restart.patch_shape == self.config.patch_shape],
+                patch_sizes=[o for o in curves if o.restart.n_iterations == self.protocol.iterations],
                 vanishing=self._vanishing(),
                 cost=cost,
             )
 
     def _clean_predictions(self):
-        logits = self.attacks.logits(self.images, images_at_once=self.at_once)
-        if not np.all(np.isfinite(logits)):
-            raise UserError("the network's logits are NaN or infinite on the validation images: these weights cannot be evaluated")
+        predictions = self.attacks.predict_clean(self.images, images_at_once=self.at_once)
         self._progress.advance(len(self.labels), "clean images")
-        return logits.argmax(axis=-1)
+        return self._defined(predictions, "without a patch")
+
+    @staticmethod
+    def _defined(predictions, where):
+        """The predictions, if all are of finite logits."""
+        if np.any(predictions == UNDEFINED):
+            raise UserError(
+                f"the network's logits are NaN or infinite on {np.sum(predictions == UNDEFINED)} of {len(predictions)} validation images "
+                f"{where}: its robustness cannot be measured. Give other weights, or precision: float32"
+            )
+        return predictions
 
     def _controls(self):
         """(name, patch) of the patches that are no attack: grey, noise, and shrunken training images."""
@@ -191,6 +208,7 @@ class Evaluation:
         """The `Outcome` of a patch on all scored images."""
         predictions = self.attacks.predict(patch, self.images, self._offsets(patch.shape), images_at_once=self.at_once)
         self._progress.advance(len(self.labels), name)
+        self._defined(predictions, f"under the patch {name}")
         return Outcome(name, patch, predictions, np.zeros(0, np.float32) if losses is None else losses, restart)
 
     def _fitted(self, restarts):
@@ -208,6 +226,10 @@ class Evaluation:
             else:
                 fit = self._fit if chunk[0].attack == "white_box" else self._search
                 patches, losses = fit(filled)
+                if not np.all(np.isfinite(losses)):
+                    raise UserError(
+                        f"the loss became NaN or infinite while {chunk[0].name} was fitted. Give other weights, or precision: float32"
+                    )
                 found = [self._scored(r.name, patch, loss, r) for r, patch, loss in zip(chunk, patches, losses.T, strict=False)]
                 for outcome in found:
                     self.store.save(outcome.name, patch=outcome.patch, predictions=outcome.predictions, losses=outcome.losses)
@@ -220,16 +242,16 @@ class Evaluation:
         n_iterations = restarts[0].n_iterations
         step_sizes = np.array([restart.step_size for restart in restarts], np.float32)
         steps = step_sizes * cosine_decay(n_iterations)[:, np.newaxis]
-        steps = np.pad(steps, ((0, -n_iterations % SEGMENT), (0, 0)))  # steps of 0 fill the last segment
-        shape = [SEGMENT, self.protocol.images_per_iteration]
+        steps = np.pad(steps, ((0, -n_iterations % FIT_SEGMENT), (0, 0)))  # steps of 0 fill the last segment
+        shape = [FIT_SEGMENT, self.protocol.images_per_iteration]
         losses = []
-        for start in range(0, n_iterations, SEGMENT):
+        for start in range(0, n_iterations, FIT_SEGMENT):
             indices, offsets = self._draw(rngs, shape, restarts[0].patch_shape)
             patches, loss = self.attacks.fit(
-                patches, targets, steps[start : start + SEGMENT], indices.swapaxes(0, 1), offsets.swapaxes(0, 1)
+                patches, targets, steps[start : start + FIT_SEGMENT], indices.swapaxes(0, 1), offsets.swapaxes(0, 1)
             )
             losses.append(loss.numpy())
-            self._advance(restarts, start)
+            self._advance(restarts, start + FIT_SEGMENT)
         return patches.numpy(), np.concatenate(losses)[:n_iterations]
 
     def _search(self, restarts):
@@ -237,13 +259,13 @@ class Evaluation:
         rngs, patches, targets = self._begin(restarts)
         n_iterations, patch_shape = restarts[0].n_iterations, restarts[0].patch_shape
         losses = []
-        for start in range(0, n_iterations, SEGMENT):
+        for start in range(0, n_iterations, SEARCH_SEGMENT):
             indices, offsets = self._draw(rngs, [self.protocol.images_per_iteration], patch_shape)
-            progress = np.arange(start, start + SEGMENT) / n_iterations
+            progress = np.arange(start, start + SEARCH_SEGMENT) / n_iterations
             squares, colors = zip(*(draw_squares(rng, progress, patch_shape) for rng in rngs), strict=True)
             patches, loss = self.attacks.search(patches, targets, np.stack(squares, 1), np.stack(colors, 1), indices, offsets)
             losses.append(loss.numpy())
-            self._advance(restarts, start)
+            self._advance(restarts, start + SEARCH_SEGMENT)
         return patches.numpy(), np.concatenate(losses)[:n_iterations]
 
     def _begin(self, restarts):
@@ -276,23 +298,29 @@ class Evaluation:
         offsets = [draw_offsets(rng, shape, self.config.image_size, patch_shape) for rng in rngs]
         return np.stack(indices), np.stack(offsets)
 
-    def _advance(self, restarts, start):
-        """Count a segment of iterations as done."""
-        n_iterations = restarts[0].n_iterations
-        done = sum(self._fitting_cost(restart) for restart in restarts) // -(-n_iterations // SEGMENT)
-        name = restarts[0].name if len(restarts) == 1 else f"{len(restarts)} {restarts[0].attack.replace('_', '-')} patches"
-        self._progress.advance(done, f"{name}, iteration {min(start + SEGMENT, n_iterations)}/{n_iterations}")
+    def _advance(self, restarts, done):
+        """Count as done what leads to iteration `done`."""
+        restart = restarts[0]
+        segment = FIT_SEGMENT if restart.attack == "white_box" else SEARCH_SEGMENT
+        amount = sum(self._fitting_cost(each) for each in restarts) // _n_calls(restart.n_iterations, segment)
+        name = restart.name if len(restarts) == 1 else f"{len(restarts)} {restart.attack.replace('_', '-')} patches"
+        self._progress.advance(amount, f"{name}, iteration {min(done, restart.n_iterations)}/{restart.n_iterations}")
 
     def _vanishing(self):
         """The share of scored images in whose loss a grey patch has no gradient, for the true class and for a class drawn at random."""
-        images, labels = self.images[:VANISHING_IMAGES], self.labels[:VANISHING_IMAGES]
-        patch, offsets = np.full(self.config.patch_shape, 0.5, np.float32), self._offsets(self.config.patch_shape)[:VANISHING_IMAGES]
-        others = (
-            labels + generator(self.config.seed, "evaluation/others").integers(1, self.config.n_classes, len(labels))
-        ) % self.config.n_classes
+        rng, n_classes = generator(self.config.seed, "evaluation/vanishing"), self.config.n_classes
+        chosen = np.sort(rng.permutation(len(self.labels))[:VANISHING_IMAGES])
+        images, labels = tf.gather(self.images, chosen), self.labels[chosen]
+        patch, offsets = np.full(self.config.patch_shape, 0.5, np.float32), self._offsets(self.config.patch_shape)[chosen]
+        others = (labels + rng.integers(1, n_classes, len(labels))) % n_classes
         shares = {}
         for kind, classes in {"untargeted": labels, "targeted": others}.items():
             vanish = self.attacks.gradients_vanish(patch, images, classes, offsets, images_at_once=self.at_once)
             shares[kind] = float(np.mean(vanish))
             self._progress.advance(FORWARDS_PER_GRADIENT * len(labels), "gradients")
         return shares
+
+
+def _n_calls(n_iterations, segment):
+    """Calls of a compiled attack that make so many iterations."""
+    return -(-n_iterations // segment)

@@ -4,21 +4,23 @@ import dataclasses
 import datetime
 import time
 
+import tensorflow as tf
+
 from mat.config_keys import plain_values
-from mat.data.splits import class_names
+from mat.data.splits import class_names, fingerprint
 from mat.devices import device_name
 from mat.errors import UserError
 from mat.evaluation import Evaluation
 from mat.models.resnet import forward_flops
 from mat.models.weights import git_blob
 from mat.pictures import report_pictures
-from mat.report import WARNING, examples_csv, make_report, report_json, report_markdown
-from mat.report_directory import REPORT, ReportDirectory, patches_file, read_bank, read_patches
+from mat.report import NOT_CHECKED, WARNING, examples_csv, make_report, report_json, report_markdown
+from mat.report_directory import PATCHES, REPORT, ReportDirectory, find_patches, patches_file, read_bank, read_patches, read_report
 from mat.terminal import console, duration, interval_text, print_facts
 
 SUBJECT_KEYS = (  # of the config, those that the results depend on
-    *("dataset", "data_dir", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
-    *("patch_shape", "seed", "deterministic"),
+    *("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
+    *("patch_shape", "seed", "deterministic", "jit_compile"),
 )
 FREE_KEYS = ("images_at_once", "interval_width")  # of the protocol, those that may change when an evaluation is continued
 
@@ -40,17 +42,19 @@ def evaluate(config, model, splits, directory, *, weights, bank=None, patches_fr
         dict, the report.
 
     Raises:
-        UserError: a file or the directory cannot be used, or does not fit.
+        UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
-    transferred = read_patches(patches_from) if patches_from else ()
-    sources = {name: git_blob(path) if path else None for name, path in {"weights": weights, "bank": bank}.items()}
-    subject = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | {
-        f"{name}_git_blob": blob for name, blob in sources.items()
-    }
-    subject |= {"patches_from": None if patches_from is None else str(patches_from)}
+    foreign = find_patches(patches_from, but_not=directory) if patches_from else None
+    transferred = read_patches(foreign) if foreign else ()
+    files = {"weights": weights, "bank": bank, "patches_from": foreign}
+    blobs = {f"{name}_git_blob": git_blob(path) if path else None for name, path in files.items()}
+    if foreign and read_report(foreign.parent, blobs["weights_git_blob"]):
+        raise UserError(f"{foreign}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
+    settings = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | blobs
+    settings |= {"data_sha256": fingerprint(splits), "tensorflow": tf.__version__}
     protocol = plain_values(dataclasses.asdict(config.evaluation))
-    fixed = subject | {f"evaluation.{key}": value for key, value in protocol.items() if key not in FREE_KEYS}
+    fixed = settings | {f"evaluation.{key}": value for key, value in protocol.items() if key not in FREE_KEYS}
     results = ReportDirectory(directory, fixed, resume=resume)
     evaluation = Evaluation(config, model, splits, results, bank=start_bank, transferred=transferred)
     _print_plan(config, evaluation, weights, forward_flops(model))
@@ -59,9 +63,8 @@ def evaluate(config, model, splits, directory, *, weights, bank=None, patches_fr
         results.create()
         findings = evaluation.run()
         names = class_names(config.data_dir, config.n_classes)
-        report = make_report(
-            findings, protocol=config.evaluation, subject={"weights": str(weights), **subject, "protocol": protocol}, class_names=names
-        )
+        subject = {name: str(path) if path else None for name, path in files.items()} | {"data_dir": config.data_dir} | settings
+        report = make_report(findings, protocol=config.evaluation, subject=subject | {"protocol": protocol}, class_names=names)
         run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
         report["run"] = run | {"device": device_name()}
         results.write(_files(findings, report, names))
@@ -75,14 +78,15 @@ def _files(findings, report, names):
     """Everything that a finished evaluation writes, name -> bytes, the report last."""
     accuracies = [row["accuracy"] for row in report["grid"]]
     files = {
-        "universal_patches.npz": patches_file([o.name for o in findings.grid], [o.patch for o in findings.grid], accuracies),
+        PATCHES: patches_file([o.name for o in findings.grid], [o.patch for o in findings.grid], accuracies),
         "examples.csv": examples_csv(findings),
+        "report.md": report_markdown(report),
     }
     try:
         files |= report_pictures(findings, report, names)
     except ImportError:
         console.print("No pictures: they need matplotlib (pip install matplotlib)")
-    return files | {"report.md": report_markdown(report), REPORT: report_json(report)}
+    return files | {REPORT: report_json(report)}
 
 
 def _print_plan(config, evaluation, weights, flops):
@@ -119,3 +123,6 @@ def _print_summary(report, path):
     for item in report["checklist"]:
         if item["status"] == WARNING:
             console.print(f"  WARNING: not so: {item['check']}. {item['message']}")
+    unchecked = sum(item["status"] == NOT_CHECKED for item in report["checklist"])
+    if unchecked:
+        console.print(f"  {unchecked} of {len(report['checklist'])} checks were not part of this protocol (report.md)")

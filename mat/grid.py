@@ -9,7 +9,7 @@ import numpy as np
 
 from mat.seeds import generator
 
-ITERATION_FACTORS = (0.125, 0.25, 0.5, 2.0)  # of the curve, in units of the grid's iterations
+ITERATION_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the curve, in units of the grid's iterations
 LARGEST_SQUARE = 0.5  # side of the first squares of the random search, in units of the patch
 
 
@@ -25,7 +25,7 @@ class Restart:
         repeat: which of the restarts that agree in all of the above.
         n_iterations: T.
         patch_shape: (h, w, 3).
-        series: what it is fitted for: "grid", or a curve: "iterations" | "patch_size".
+        series: what it is fitted for: "grid" | "curve".
     """
 
     attack: str
@@ -39,16 +39,17 @@ class Restart:
 
     @property
     def stream(self):
-        """Name of its random stream: the curves follow the draws of the grid's restart."""
+        """Name of its random stream, which all points of a curve share, but not with the grid."""
         goal = "untargeted" if self.target is None else f"target{self.target}"
-        step = "" if self.step_size is None else f"-step{self.step_size:g}"
-        return f"{self.attack}-{goal}-{self.start}{step}-{self.repeat}"
+        step = "" if self.step_size is None else f"-step{self.step_size!r}"
+        curve = "-curve" if self.series == "curve" else ""
+        return f"{self.attack}-{goal}-{self.start}{step}-{self.repeat}{curve}"
 
     @property
     def name(self):
         """Its name in the report and of its file."""
-        suffix = {"grid": "", "iterations": f"-iterations{self.n_iterations}", "patch_size": "-size{}x{}".format(*self.patch_shape)}
-        return self.stream + suffix[self.series]
+        height, width, _ = self.patch_shape
+        return self.stream + (f"-{self.n_iterations}-{height}x{width}" if self.series == "curve" else "")
 
 
 def plan_grid(protocol, *, n_classes, patch_shape, seed, has_bank):
@@ -68,15 +69,13 @@ def plan_grid(protocol, *, n_classes, patch_shape, seed, has_bank):
     drawn = generator(seed, "evaluation/targets").permutation(n_classes)[:n_targets]
     targets = [None, *sorted(int(target) for target in drawn)]
     starts = [start for start in protocol.starts if start != "bank" or has_bank]
-    grid = []
-    if "white_box" in protocol.attacks:
-        grid += [
-            Restart("white_box", target, start, step_size, repeat, protocol.iterations, patch_shape)
-            for target in targets
-            for start in starts
-            for step_size in protocol.step_sizes
-            for repeat in range(protocol.restarts)
-        ]
+    grid = [
+        Restart("white_box", target, start, step_size, repeat, protocol.iterations, patch_shape)
+        for target in targets
+        for start in starts
+        for step_size in protocol.step_sizes
+        for repeat in range(protocol.restarts)
+    ]
     if "gradient_free" in protocol.attacks:
         grid += [
             Restart("gradient_free", target, "random", None, repeat, protocol.search_iterations, patch_shape)
@@ -87,17 +86,17 @@ def plan_grid(protocol, *, n_classes, patch_shape, seed, has_bank):
 
 
 def curve_restarts(protocol, strongest, image_size):
-    """The restarts of the curves, which repeat the `strongest` of the grid at other numbers of iterations and other sizes."""
+    """The restarts of the curves, which fit the `strongest` of the grid again at several numbers of iterations and sizes.
+
+    At the grid's own too: the strongest of many are strong by luck as well, which no other point of a curve has.
+    """
     restarts = []
     for restart in strongest:
-        restarts += [
-            dataclasses.replace(restart, n_iterations=max(1, round(factor * restart.n_iterations)), series="iterations")
-            for factor in ITERATION_FACTORS
-        ]
-        restarts += [
-            dataclasses.replace(restart, patch_shape=shape, series="patch_size")
-            for shape in scaled_shapes(restart.patch_shape, protocol.patch_scales, image_size)
-        ]
+        restart = dataclasses.replace(restart, series="curve")
+        numbers = [max(1, round(factor * restart.n_iterations)) for factor in ITERATION_FACTORS]
+        restarts += [dataclasses.replace(restart, n_iterations=number) for number in numbers]
+        shapes = scaled_shapes(restart.patch_shape, protocol.patch_scales, image_size)
+        restarts += [dataclasses.replace(restart, patch_shape=shape) for shape in shapes]
     return list(dict.fromkeys(restarts))
 
 
@@ -125,6 +124,7 @@ def draw_squares(rng, progress, patch_shape):
     """
     height, width, channels = patch_shape
     sides = np.maximum(1, np.round(LARGEST_SQUARE * min(height, width) * (1 - np.minimum(progress, 1)))).astype(np.int32)
+    sides[progress >= 1] = 0  # beyond the end nothing is painted
     squares = np.stack([rng.integers(0, height - sides + 1), rng.integers(0, width - sides + 1), sides], axis=-1).astype(np.int32)
     return squares, rng.integers(0, 2, size=(len(sides), channels)).astype(np.float32)
 

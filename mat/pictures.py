@@ -44,7 +44,7 @@ def _png(figure):
 
 def _show(axes, image, title):
     axes.imshow(image, vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, parse_math=False)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -94,10 +94,13 @@ def _short(name):
 def _curves(figure_class, report):
     """Accuracy against iterations and against patch size, the worst patch with its interval."""
     figure = figure_class(figsize=(8, 3.2), layout="constrained")
-    panels = {"iterations": ("iterations", lambda value: value), "patch_size": ("patch area, pixels", lambda shape: shape[0] * shape[1])}
+    panels = {
+        "iterations": ("iterations", lambda point: point["iterations"]),
+        "patch_size": ("patch area, pixels", lambda point: point["patch_shape"][0] * point["patch_shape"][1]),
+    }
     for axes, (key, (label, position)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         points = report["curves"][key]
-        x = [position(next(iter(point.values()))) for point in points]
+        x = [position(point) for point in points]
         worst, low, high, mean = (np.array([point[name] for point in points]) for name in ("accuracy", "low", "high", "mean"))
         axes.errorbar(x, worst, [worst - low, high - worst], marker="o", capsize=3, color=COLORS[1], label="worst patch, 95 % interval")
         axes.plot(x, mean, marker=".", linestyle="--", color=COLORS[0], label="mean of the patches")

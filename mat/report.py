@@ -5,6 +5,7 @@ docs/evaluation.md documents the schema of `report.json`.
 
 import csv
 import io
+import itertools
 import json
 import platform
 
@@ -56,8 +57,8 @@ def make_report(findings, *, protocol, subject, class_names):
             "n_patches": len(accuracies),
             "mean": float(np.mean(accuracies)),
             "standard_deviation": float(np.std(accuracies)),
-            "best": max(accuracies),
-            "worst": min(accuracies),
+            "highest": max(accuracies),
+            "lowest": min(accuracies),
         },
         "grid": rows["grid"],
         "gradient_free": rows["gradient_free"],
@@ -121,13 +122,12 @@ def _share(flags):
 
 def _curve(rows, key):
     """Points (value of `key`, worst and mean accuracy of the patches that share it), in rising order; empty without a curve."""
-    values = sorted({json.dumps(row[key]) for row in rows}, key=json.loads)
     points = []
-    for value in values:
-        group = [row for row in rows if json.dumps(row[key]) == value]
+    for value, group in itertools.groupby(sorted(rows, key=lambda row: row[key]), key=lambda row: row[key]):
+        group = list(group)
         worst = min(group, key=lambda row: row["accuracy"])
         points.append(
-            {key: json.loads(value), "mean": float(np.mean([row["accuracy"] for row in group])), "n_patches": len(group)}
+            {key: value, "mean": float(np.mean([row["accuracy"] for row in group])), "n_patches": len(group)}
             | {name: worst[name] for name in ("accuracy", "low", "high", "name")}
         )
     return points
@@ -147,7 +147,8 @@ def checklist(report, protocol):
     iterations, sizes = report["curves"]["iterations"], report["curves"]["patch_size"]
     vanishing = max(report["vanishing_gradients"].values())
     width = robust["high"] - robust["low"]
-    needed = images_needed(robust["accuracy"], protocol.interval_width)
+    needed = max(images_needed(robust["n_correct"], robust["n_images"], protocol.interval_width), robust["n_images"] + 1)
+    wide = f"{width:.1%} wide from {robust['n_images']:,} images"
     return [
         _check(
             "gradients reach the patch",
@@ -162,7 +163,7 @@ def checklist(report, protocol):
         _check(
             f"interval is at most {protocol.interval_width:.1%} wide",
             width <= protocol.interval_width,
-            f"{width:.1%} wide from {robust['n_images']:,} images; about {needed:,} are needed",
+            wide if width <= protocol.interval_width else f"{wide}; about {needed:,} are needed",
         ),
     ]
 
@@ -176,7 +177,7 @@ def _weaker(check, rows, robust, sign):
     if not rows:
         return {"check": check, "status": NOT_CHECKED, "message": "not part of this evaluation"}
     strongest = min(rows, key=lambda row: row["accuracy"])
-    passed = strongest["n_correct"] > robust["n_correct"]
+    passed = strongest["n_correct"] > robust["n_correct"] or robust["n_correct"] == 0  # nothing can be stronger than 0
     message = f"{strongest['accuracy']:.1%} under {strongest['name']}, {robust['accuracy']:.1%} under the white-box attack"
     return _check(check, passed, message if passed else f"{message}: a sign of {sign}")
 
@@ -232,8 +233,8 @@ def report_markdown(report):
         ),
         f"On {headline['clean']['n_images']:,} held-out images. The worst patch is `{headline['robust']['name']}`. Over the "
         f"{summary['n_patches']} patches of the grid the accuracy is {summary['mean']:.1%} on average (standard deviation "
-        f"{summary['standard_deviation']:.1%}, from {summary['worst']:.1%} to {summary['best']:.1%}). Intervals: Beta posterior under the "
-        "Jeffreys prior, of each patch by itself.",
+        f"{summary['standard_deviation']:.1%}, from {summary['lowest']:.1%} to {summary['highest']:.1%}). Intervals: Beta posterior under "
+        "the Jeffreys prior, of each patch by itself.",
         "## Can it be trusted?",
         _table(["check", "status", ""], [[item["check"], _marked(item["status"]), item["message"]] for item in report["checklist"]]),
         "## Attacks",
@@ -244,9 +245,9 @@ def report_markdown(report):
     if report["transfer"]:
         sections += ["### Patches fitted on another network", _control_table(report["transfer"])]
     sections += ["## Controls", _control_table(report["controls"])]
-    for key, title in {"iterations": "Accuracy against iterations", "patch_size": "Accuracy against patch size"}.items():
-        if points := report["curves"][key]:
-            sections += [f"## {title}", _curve_table(points)]
+    for curve, key in {"iterations": "iterations", "patch_size": "patch_shape"}.items():
+        if points := report["curves"][curve]:
+            sections += [f"## Accuracy against {curve.replace('_', ' ')}", _curve_table(points, key)]
     subject = {key: value for key, value in report["subject"].items() if key != "protocol"}
     subject |= {f"evaluation.{key}": value for key, value in report["subject"]["protocol"].items()}
     subject |= {"forward passes": report["cost"]["forward_passes"]} | report["versions"]
@@ -286,9 +287,8 @@ def _control_table(rows):
     return _table(header, [[f"`{row['name']}`", *_interval(row), _percent(row["fooled"])] for row in rows])
 
 
-def _curve_table(points):
-    """A curve; its first column is whatever the points are at."""
-    key = next(iter(points[0]))
+def _curve_table(points, key):
+    """A curve; `key` is what its points differ in."""
     header = [key.replace("_", " "), "worst", "95 % interval", "mean", "patches"]
     return _table(header, [[_at(point[key]), *_interval(point), f"{point['mean']:.1%}", str(point["n_patches"])] for point in points])
 

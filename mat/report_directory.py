@@ -19,19 +19,21 @@ PROTOCOL = "protocol.json"
 RESTARTS = "restarts"
 PATCHES = "universal_patches.npz"
 SUFFIX = "_evaluation"
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile)  # what NumPy raises on other files
 
 
-def beside(weights):
-    """Where the evaluation of a weights file goes unless the user says otherwise: beside it."""
+def beside(weights, *, quick):
+    """Where the evaluation of a weights file goes unless the user says otherwise: beside it, a quick one apart from the full one."""
     weights = pathlib.Path(weights)
-    return weights.with_name(weights.name.removesuffix(".h5").removesuffix(".weights") + SUFFIX)
+    return weights.with_name(weights.name.removesuffix(".h5").removesuffix(".weights") + ("_quick" if quick else "") + SUFFIX)
 
 
-def read_report(path):
-    """The report of a finished evaluation in a directory, a dict; None where there is none."""
+def read_report(path, weights_git_blob):
+    """The report of a finished evaluation of these weights in a directory, a dict; None where there is none."""
     try:
-        return json.loads((pathlib.Path(path) / REPORT).read_text())
-    except (OSError, ValueError):
+        report = json.loads((pathlib.Path(path) / REPORT).read_text())
+        return report if report["subject"]["weights_git_blob"] == weights_git_blob and "headline" in report else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -50,10 +52,14 @@ class ReportDirectory:
     def __init__(self, path, protocol, *, resume=False):
         self.path = pathlib.Path(path)
         self._protocol = protocol
-        if self.path.exists() and not resume:
-            raise UserError(f"{self.path}: exists already. Choose another --output, remove it, or continue what is in it with --resume")
-        check_writable(self.path, "Choose another --output")
-        if self.path.exists() and any(self.path.iterdir()):
+        try:
+            if self.path.exists() and not resume:
+                raise UserError(f"{self.path}: exists already. Choose another --output, remove it, or continue what is in it with --resume")
+            check_writable(self.path, "Choose another --output")
+            begun = self.path.exists() and any(self.path.iterdir())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be used: {error.strerror}. Choose another --output") from None
+        if begun:
             self._check_same()
 
     def _check_same(self):
@@ -71,10 +77,10 @@ class ReportDirectory:
             )
 
     def create(self):
-        """Make the directory, with the protocol in it, and take back a report that was there: it is written again at the end."""
-        (self.path / RESTARTS).mkdir(parents=True, exist_ok=True)
-        (self.path / REPORT).unlink(missing_ok=True)
+        """Make the directory, with the protocol in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / PROTOCOL, (json.dumps(self._protocol, indent=2) + "\n").encode())
+        (self.path / RESTARTS).mkdir(exist_ok=True)
 
     def save(self, name, **arrays):
         """Keep the arrays of a restart."""
@@ -87,7 +93,7 @@ class ReportDirectory:
         try:
             with np.load(self.path / RESTARTS / f"{name}.npz", allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except UNREADABLE:
             return None
 
     def write(self, files):
@@ -103,33 +109,59 @@ def patches_file(names, patches, accuracies):
     return content.getvalue()
 
 
-def read_patches(run):
-    """The patches that an evaluation fitted.
+def find_patches(run, *, but_not):
+    """The patches file of a finished evaluation (`--patches-from`).
 
     Args:
-        run: directory of an evaluation, or the result directory of a training run with one in it; the last of several is taken.
+        run: directory of the evaluation, or the result directory of a training run with one in it.
+        but_not: directory of the evaluation that asks, which is none to take patches from.
 
     Returns:
-        list of (name, patch float32 [h, w, 3]).
+        The file's path.
 
     Raises:
-        UserError: there is no finished evaluation.
+        UserError: there is no finished evaluation, or there are several.
     """
     run = pathlib.Path(run)
-    found = [path for directory in (run, *sorted(run.glob(f"*{SUFFIX}"))) if (path := directory / PATCHES).is_file()]
+    try:
+        directories = [run] if (run / PATCHES).is_file() else sorted(run.glob(f"*{SUFFIX}"))
+        found = [
+            d for d in directories if (d / PATCHES).is_file() and (d / REPORT).is_file() and d.resolve() != pathlib.Path(but_not).resolve()
+        ]
+    except OSError as error:
+        raise UserError(f"{run}: cannot be read (--patches-from): {error.strerror}") from None
+    if len(found) > 1:
+        raise UserError(f"{run}: several evaluations to take patches from. Give --patches-from one of {', '.join(map(str, found))}")
     if not found:
         raise UserError(
-            f"{run}: no patches to transfer (--patches-from): no {PATCHES} of a finished evaluation in it or in *{SUFFIX}. Evaluate that "
-            "network first: python mat/evaluate.py CONFIG --weights FILE"
+            f"{run}: no patches to transfer (--patches-from): no finished evaluation in it or in *{SUFFIX}. Evaluate that network first: "
+            "python mat/evaluate.py CONFIG --weights FILE"
         )
+    return found[0] / PATCHES
+
+
+def read_patches(path):
+    """The patches that an evaluation fitted, from its `universal_patches.npz`.
+
+    Returns:
+        list of (name, patch float32 [h, w, 3] in [0, 1]).
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
     try:
-        with np.load(found[-1], allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             names, patches = arrays["names"], np.asarray(arrays["patches"], np.float32)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{found[-1]}: cannot be read ({' '.join(str(error).split())}). Evaluate that network again") from None
-    if patches.ndim != 4 or patches.shape[-1] != 3 or len(names) != len(patches):
-        raise UserError(f"{found[-1]}: not patches [R, h, w, 3] with their names. Evaluate that network again")
+    except UNREADABLE as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}). Evaluate that network again") from None
+    if not _are_patches(patches) or names.shape != patches.shape[:1]:
+        raise UserError(f"{path}: not patches [R, h, w, 3] in [0, 1] with their names. Evaluate that network again")
     return [(str(name), patch) for name, patch in zip(names, patches, strict=True)]
+
+
+def _are_patches(array):
+    """Whether an array is [n, h, w, 3] in [0, 1], n >= 1."""
+    return array.ndim == 4 and array.shape[-1] == 3 and array.size > 0 and bool(array.min() >= 0 and array.max() <= 1)
 
 
 def read_bank(path, n_classes):
@@ -143,11 +175,11 @@ def read_bank(path, n_classes):
             patches, targets = np.asarray(arrays["patches"], np.float32), np.asarray(arrays["targets"], np.int64)
     except FileNotFoundError:
         raise UserError(f"{path}: no such bank (--bank). Give the patches.npz of a training run") from None
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path}: not a bank ({' '.join(str(error).split())}). Give the patches.npz of a training run with --bank"
         ) from None
-    usable = patches.ndim == 4 and patches.shape[-1] == 3 and targets.shape == patches.shape[:1] and patches.size
-    if not usable or targets.min() < 0 or targets.max() >= n_classes or not (patches.min() >= 0 and patches.max() <= 1):
+    usable = _are_patches(patches) and targets.shape == patches.shape[:1]
+    if not usable or targets.min() < 0 or targets.max() >= n_classes:
         raise UserError(f"{path}: not a bank for {n_classes} classes. Give the patches.npz of a training run of this config with --bank")
     return patches, targets

@@ -85,9 +85,16 @@ class ResultDirectory:
     def log_robust_accuracy(self, epoch, accuracy):
         """Write the robust accuracy after an epoch beside its clean one, in `log.csv` and the TensorBoard events."""
         path = self.path / LOG
-        lines = path.read_text().splitlines()
-        lines[epoch + 1] = f"{lines[epoch + 1].rpartition(';')[0]};{accuracy:.3f}"
-        replace_file(path, "\r\n".join([*lines, ""]).encode())
+        header, *rows = [line.split(";") for line in path.read_text().splitlines()] if path.exists() else [[]]
+        if len(rows) <= epoch or any(len(row) != len(header) for row in rows):
+            raise UserError(
+                f"{path}: has no whole row of epoch {epoch} to write the robust accuracy to ({accuracy:.3f}). Mend or remove it"
+            )
+        if ROBUST_COLUMN not in header:  # the run was begun without
+            header.append(ROBUST_COLUMN)
+            rows = [[*row, ""] for row in rows]
+        rows[epoch][header.index(ROBUST_COLUMN)] = f"{accuracy:.3f}"
+        replace_file(path, "".join(";".join(row) + "\r\n" for row in [header, *rows]).encode())
         with tf.summary.create_file_writer(str(self.path / EVENTS)).as_default(step=epoch):
             tf.summary.scalar("validation/robust_accuracy", accuracy)
 

@@ -29,7 +29,7 @@ def accuracy_interval(n_correct, n_images):
     return np.where(n_correct == 0, 0.0, low), np.where(n_correct == n_images, 1.0, high)
 
 
-def images_needed(accuracy, width):
-    """How many images give a 95 % interval of this width around an accuracy in [0, 1], by the normal approximation."""
-    variance = max(accuracy * (1 - accuracy), 1e-3)  # an accuracy of exactly 0 or 1 is not known exactly
-    return int(np.ceil(4 * 1.959964**2 * variance / width**2))
+def images_needed(n_correct, n_images, width):
+    """About how many images would make the 95 % interval this wide, by the normal approximation at the posterior's mean."""
+    accuracy = (n_correct + JEFFREYS) / (n_images + 2 * JEFFREYS)
+    return int(np.ceil(4 * 1.959964**2 * accuracy * (1 - accuracy) / width**2))

@@ -60,7 +60,8 @@ def print_comparison(trainers):
     """Print clean and robust accuracy of evaluated runs, title -> trainer, as a table."""
     reports = {title: trainer.report for title, trainer in trainers.items()}
     rows = [[title, *(interval_text(report["headline"][kind]) for kind in ("clean", "robust"))] for title, report in reports.items()]
-    print_table("Accuracy on all validation images, with 95 % intervals", ["", "clean", "under the worst universal patch"], rows)
+    n_images = next(iter(reports.values()))["headline"]["clean"]["n_images"]
+    print_table(f"Accuracy on {n_images:,} validation images, with 95 % intervals", ["", "clean", "under the worst universal patch"], rows)
 
 
 def main(arguments=None):

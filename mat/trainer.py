@@ -13,6 +13,7 @@ from mat.devices import device_name, use_xla
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
+from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.report_directory import beside, read_report
 from mat.results import CONFIG, LOG, PATCHES, PATCHES_PICTURE, ResultDirectory
@@ -91,54 +92,64 @@ class Trainer:
             StoppedError: SIGINT or SIGTERM came; the step in hand was completed.
             UserError: the result directory cannot be written.
         """
-        first_epoch = int(self.epoch)
-        if first_epoch >= self.config.n_epochs:
-            console.print(f"{self.results.path}: this run is finished; nothing is left to train")
-            self._evaluate()
-            return []
-        self._print_plan()
+        first_epoch, accuracies = int(self.epoch), []
         started = time.monotonic()
-        accuracies = []
         try:
-            self.results.create(self.state)
-            self.results.restart_log(first_epoch)
-            progress = TrainingProgress(
-                n_epochs=self.config.n_epochs,
-                steps_per_epoch=self.steps_per_epoch,
-                batch_size=self.config.batch_size,
-                first_epoch=first_epoch,
-            )
-            with noted_signals() as stop, progress:
-                for epoch in range(first_epoch, self.config.n_epochs):
-                    self._train_epoch(epoch, progress, stop)
-                    accuracies.append(self._finish_epoch(epoch, progress))
+            if first_epoch < self.config.n_epochs:
+                self._print_plan()
+                accuracies = self._train(first_epoch)
+            else:
+                console.print(f"{self.results.path}: this run is finished; nothing is left to train")
+            seconds = time.monotonic() - started
+            self._evaluate()
         except OSError as error:
             raise UserError(f"{error.filename or self.results.path}: cannot be written: {error.strerror or error}") from None
-        seconds = time.monotonic() - started
-        self._evaluate()
-        self._print_summary(accuracies, seconds)
+        if accuracies:
+            self._print_summary(accuracies, seconds)
+        return accuracies
+
+    def _train(self, first_epoch):
+        """Train from an epoch on; returns the clean validation accuracy after each."""
+        accuracies = []
+        self.results.create(self.state)
+        self.results.restart_log(first_epoch)
+        progress = TrainingProgress(
+            n_epochs=self.config.n_epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.config.batch_size,
+            first_epoch=first_epoch,
+        )
+        with noted_signals() as stop, progress:
+            for epoch in range(first_epoch, self.config.n_epochs):
+                self._train_epoch(epoch, progress, stop)
+                accuracies.append(self._finish_epoch(epoch, progress))
         return accuracies
 
     def _evaluate(self):
         """Measure the robust accuracy of the trained model and log it, if that is wanted and not yet done."""
-        config, weights = self.config, self.results.weights_path(self.config.n_epochs - 1)
+        config, last_epoch = self.config, self.config.n_epochs - 1
         if config.robust_evaluation == "none":
             return
-        self.report = read_report(beside(weights))
+        quick = config.robust_evaluation == "quick"
+        if quick:
+            config = dataclasses.replace(config, evaluation=config.evaluation.quick())
+        weights = self.results.weights_path(last_epoch)
+        if not weights.exists():
+            self.results.save_weights(self.model, last_epoch)
+        directory = beside(weights, quick=quick)
+        self.report = read_report(directory, git_blob(weights))
         if self.report is None:
-            if config.robust_evaluation == "quick":
-                config = dataclasses.replace(config, evaluation=config.evaluation.quick())
             with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. {self._continue_with()}"):
                 self.report = evaluate(
                     config,
                     self.model,
                     (self.train_records, self.validation_records),
-                    beside(weights),
+                    directory,
                     weights=weights,
-                    bank=self.results.path / PATCHES if self.bank is not None else None,
+                    bank=self.results.path / PATCHES if self.bank is not None and "bank" in config.evaluation.starts else None,
                     resume=True,
                 )
-        self.results.log_robust_accuracy(config.n_epochs - 1, self.report["headline"]["robust"]["accuracy"])
+        self.results.log_robust_accuracy(last_epoch, self.report["headline"]["robust"]["accuracy"])
 
     def _train_epoch(self, epoch, progress, stop):
         """One pass over the training images."""

@@ -11,6 +11,7 @@ from mat.attack import fit_universal_patches, random_search
 from mat.patch import apply_patches
 
 UNTARGETED = -1
+UNDEFINED = -1  # the prediction where logits are NaN or infinite
 
 
 class UniversalAttacks(tf.Module):
@@ -34,7 +35,7 @@ class UniversalAttacks(tf.Module):
 
         self.fit, self.search = compiled(self._fit), compiled(self._search)
         self._predict_batch = compiled(self._predict)
-        self._clean_logits = compiled(lambda images: model(images, training=False))
+        self._predict_clean_batch = compiled(lambda images: _classes(model(images, training=False)))
         self._gradients_vanish = compiled(self._gradients_vanish_in_batch)
 
     def _fit(self, patches, targets, steps, indices, offsets):
@@ -81,7 +82,7 @@ class UniversalAttacks(tf.Module):
 
     def _predict(self, patch, images, offsets):
         copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
-        return tf.argmax(self.model(apply_patches(images, copies, offsets), training=False), axis=-1)
+        return _classes(self.model(apply_patches(images, copies, offsets), training=False))
 
     def predict(self, patch, images, offsets, *, images_at_once):
         """The classes that the network sees in images under one patch.
@@ -93,13 +94,13 @@ class UniversalAttacks(tf.Module):
             images_at_once: images in one pass.
 
         Returns:
-            int64 array [N].
+            int64 array [N], `UNDEFINED` where a logit is NaN or infinite.
         """
         return _in_batches(lambda images, offsets: self._predict_batch(patch, images, offsets), images_at_once, images, offsets)
 
-    def logits(self, images, *, images_at_once):
-        """The logits of images [N, H, W, 3] without a patch, float32 array [N, n_classes]."""
-        return _in_batches(self._clean_logits, images_at_once, images)
+    def predict_clean(self, images, *, images_at_once):
+        """The classes that the network sees without a patch, as `predict`."""
+        return _in_batches(self._predict_clean_batch, images_at_once, images)
 
     def gradients_vanish(self, patch, images, labels, offsets, *, images_at_once):
         """Whether the gradient of an image's own loss with respect to the patch on it is zero in every pixel: a sign of masked gradients.
@@ -122,6 +123,11 @@ class UniversalAttacks(tf.Module):
             tape.watch(copies)
             losses = self._cross_entropy(copies, images, labels, offsets)
         return tf.reduce_all(tape.gradient(losses, copies) == 0.0, axis=[1, 2, 3])
+
+
+def _classes(logits):
+    """The predicted classes int64 [B] of logits [B, n_classes]; `UNDEFINED` where a logit is NaN or infinite."""
+    return tf.where(tf.reduce_all(tf.math.is_finite(logits), axis=-1), tf.argmax(logits, axis=-1), UNDEFINED)
 
 
 def _directions(targets):

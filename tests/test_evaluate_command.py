@@ -39,21 +39,26 @@ def command(capsys, *arguments):
 def test_a_quick_evaluation_writes_its_report_beside_the_weights(case, capsys):
     status, errors, output = command(capsys, *FAST)
     assert (status, errors) == (0, "")
-    report = json.loads(pathlib.Path("plain_evaluation/report.json").read_text())
-    for words in ("plain.h5: evaluating into plain_evaluation", "forward passes of one image", "clean accuracy", "the worst of 2 patches"):
+    report = json.loads(pathlib.Path("plain_quick_evaluation/report.json").read_text())
+    for words in (
+        "plain.h5: evaluating into plain_quick_evaluation",
+        "forward passes of one image",
+        "clean accuracy",
+        "the worst of 2 patches",
+    ):
         assert words in output
     headline = report["headline"]
     assert f"{headline['robust']['accuracy']:.1%} ({headline['robust']['low']:.1%} to {headline['robust']['high']:.1%})" in output
     assert headline["clean"]["n_images"] == 20
-    assert len(pathlib.Path("plain_evaluation/examples.csv").read_text().splitlines()) == 21
+    assert len(pathlib.Path("plain_quick_evaluation/examples.csv").read_text().splitlines()) == 21
     assert "WARNING" in output  # 20 images are too few
-    before = pathlib.Path("plain_evaluation/report.json").read_bytes()
+    before = pathlib.Path("plain_quick_evaluation/report.json").read_bytes()
     status, errors, _ = command(capsys, *FAST)
     assert status == 2
-    assert "plain_evaluation: exists already" in errors
+    assert "plain_quick_evaluation: exists already" in errors
     status, _, _ = command(capsys, *FAST, "--resume")
     assert status == 0
-    again = json.loads(pathlib.Path("plain_evaluation/report.json").read_text())
+    again = json.loads(pathlib.Path("plain_quick_evaluation/report.json").read_text())
     assert {**again, "run": None} == {**json.loads(before), "run": None}
 
 
@@ -61,7 +66,7 @@ def test_keras_weights_are_evaluated_too(case, capsys):
     model = create_model(case)
     model.save_weights("model.weights.h5")
     assert main(["plain.yaml", "--weights", "model.weights.h5", *FAST, "--iterations", "1"]) == 0
-    assert pathlib.Path("model_evaluation/report.md").is_file()
+    assert pathlib.Path("model_quick_evaluation/report.md").is_file()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,11 @@ def test_keras_weights_are_evaluated_too(case, capsys):
         (["--set", "data_dir=nowhere"], "nowhere/train.tfrecord: no such file"),
         (["--set", "width=2"], "plain.h5: these weights are not of this network: conv2d has the shapes"),
         (["--weights", "none.h5"], "none.h5: no such weights file"),
+        (["--weights", "."], ".: no such weights file"),
+        (["--output", "x" * 300], "cannot be used: File name too long"),
+        (["--patches-from", "x" * 300], "cannot be read (--patches-from): File name too long"),
+        (["--bank", "plain.yaml", "--set", "evaluation.starts=[bank]"], "plain.yaml: not a bank"),
+        (["--set", "evaluation.starts=[bank]"], "starts attacks from a bank, and there is none"),
         (["--weights", "plain.yaml"], "plain.yaml: not a weights file"),
         (["--weights", "nan.h5"], "logits are NaN or infinite"),
         (["--bank", "none.npz"], "none.npz: no such bank"),
@@ -112,6 +122,12 @@ def test_another_protocol_is_not_continued(case, capsys):
     status, errors, _ = command(capsys, *FAST, "--resume", "--set", "seed=1")
     assert status == 2
     assert "the evaluation in it has seed: 0, and --resume was given seed: 1" in errors
+    shutil.copytree(case.data_dir, "data", ignore=shutil.ignore_patterns("run*"))
+    assert command(capsys, *FAST, "--resume", "--set", "data_dir=data")[0] == 0  # the same data elsewhere
+    shutil.copy("data/validation.tfrecord", "data/train.tfrecord")
+    status, errors, _ = command(capsys, *FAST, "--resume", "--set", "data_dir=data")
+    assert status == 2
+    assert "the evaluation in it has data_sha256" in errors
     status, errors, _ = command(capsys, *FAST, "--resume", "--iterations", "3")
     assert "evaluation.iterations: 2, and --resume was given evaluation.iterations: 3" in errors
 
@@ -124,6 +140,8 @@ def test_arguments_become_the_protocol(case):
     assert protocol("--quick") == PatchTrainingConfig().evaluation.quick()
     named = protocol("--quick", "--iterations", "700", "--restarts", "3", "--attacks", "white_box,gradient_free")
     assert (named.iterations, named.restarts, named.attacks, named.starts) == (700, 3, ("white_box", "gradient_free"), ("random",))
+    named = protocol("--quick", "--set", "evaluation.iterations=700", "--set", "evaluation.curves=true")
+    assert (named.iterations, named.curves, named.step_sizes) == (700, True, (0.05,))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -136,7 +154,7 @@ def test_signals_stop_the_evaluation_and_keep_what_was_fitted(case, capsys, tmp_
         text=True,
         cwd=tmp_path,
     )
-    kept, deadline = pathlib.Path("plain_evaluation/restarts"), time.monotonic() + 60
+    kept, deadline = pathlib.Path("plain_quick_evaluation/restarts"), time.monotonic() + 60
     while process.poll() is None and not (kept.is_dir() and len(list(kept.glob("*.npz"))) >= 2) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(number)
@@ -144,7 +162,7 @@ def test_signals_stop_the_evaluation_and_keep_what_was_fitted(case, capsys, tmp_
     assert process.returncode == status
     assert errors.splitlines()[-1] == "mat-evaluate: Stopped; what was fitted is kept: run the same command with --resume"
     assert "Traceback" not in errors
-    assert not list(pathlib.Path("plain_evaluation").glob("report.*"))
+    assert not list(pathlib.Path("plain_quick_evaluation").glob("report.*"))
     assert not list(kept.glob("*.part"))
 
 

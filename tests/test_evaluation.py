@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mat.evaluator import evaluate
 from mat.grid import chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, plan_grid
 from mat.models import create_model, load_weights
 from mat.report import checklist, make_report
-from mat.report_directory import ReportDirectory, read_bank, read_patches
+from mat.report_directory import ReportDirectory, find_patches, read_bank, read_patches
 from mat.statistics import accuracy_interval, images_needed
 
 SMALL_PROTOCOL = EvaluationConfig(
@@ -95,22 +96,28 @@ def test_neither_iterations_nor_size_help_the_defender(whole):
         accuracies = [point["accuracy"] for point in points]
         assert np.all(np.diff(accuracies) <= 0.05)  # a standard error of 200 images is 0.035
         assert accuracies[-1] < accuracies[0] - 0.05
-    for points in curves.values():  # the grid's strongest patch is a point of both curves
-        assert whole[0]["headline"]["robust"]["accuracy"] in [point["accuracy"] for point in points]
+    assert curves["iterations"][3]["accuracy"] == curves["patch_size"][1]["accuracy"]  # of the same patches
+    assert len({point["n_patches"] for points in curves.values() for point in points}) == 1
 
 
 # That the numbers can be trusted.
 
 
-def test_evaluations_repeat_and_the_seed_matters(run, subject):
+def test_evaluations_repeat(run):
     one, directory = run(WHITE_BOX_ONLY)
     two, again = run(WHITE_BOX_ONLY)
     assert without_run(one) == without_run(two)
     for name in ("examples.csv", "report.md", "universal_patches.npz"):
         assert (directory / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_the_seed_matters(subject):
     config, model, splits, _ = subject
-    other = Evaluation(dataclasses.replace(config, seed=1, evaluation=WHITE_BOX_ONLY), model, splits, store=None)
-    assert np.any(other.fit_labels != Evaluation(config, model, splits, store=None).fit_labels[: len(other.fit_labels)])
+    protocol = dataclasses.replace(WHITE_BOX_ONLY, max_images=100)
+    zero, same, one = (Evaluation(dataclasses.replace(config, seed=s, evaluation=protocol), model, splits, None) for s in (0, 0, 1))
+    for name in ("fit_images", "images", "records"):
+        np.testing.assert_array_equal(getattr(zero, name), getattr(same, name))
+        assert np.any(np.asarray(getattr(zero, name)) != np.asarray(getattr(one, name)))
 
 
 def test_chunks_change_no_draw_and_hardly_an_accuracy(run):
@@ -176,7 +183,7 @@ def test_report_directory_holds_every_file(whole):
     text = (directory / "report.md").read_text()
     for words in ("| clean |", "## Can it be trusted?", "## Controls", "### Gradient-free", "iterations", "patch shape", "tensorflow"):
         assert words in text
-    patches = read_patches(directory)
+    patches = read_patches(directory / "universal_patches.npz")
     assert [name for name, _ in patches] == [row["name"] for row in report["grid"]]
     assert all(patch.shape == (16, 16, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
 
@@ -197,6 +204,33 @@ def test_tables_come_without_matplotlib(run, monkeypatch, capsys):
     assert "they need matplotlib" in capsys.readouterr().out
 
 
+def test_class_names_are_no_formulas(run, subject, tmp_path, monkeypatch):
+    config, *_ = subject
+    monkeypatch.setattr("mat.evaluator.class_names", lambda *_: ["$\\foo$", "$x_{$", "US$ | A$", ""])
+    _, directory = run(dataclasses.replace(WHITE_BOX_ONLY, n_targets=4, iterations=1, max_images=30))
+    assert (directory / "report.json").is_file()
+    assert "US$ \\| A$ (2)" in (directory / "report.md").read_text()
+
+
+def test_logits_that_overflow_under_a_patch_end_the_evaluation(subject, monkeypatch):
+    config, model, splits, _ = subject
+
+    def overflowing(images, training):
+        grey = tf.reduce_any(tf.reduce_all(images == 0.5, axis=-1), axis=[1, 2])
+        return tf.where(grey[:, tf.newaxis], np.inf, model(images, training=training))
+
+    evaluation = Evaluation(dataclasses.replace(config, evaluation=WHITE_BOX_ONLY), overflowing, splits, None)
+    with pytest.raises(UserError, match="NaN or infinite on 200 of 200 validation images under the patch grey"):
+        evaluation.run()
+
+
+def test_attacks_need_a_start(subject):
+    config, model, splits, _ = subject
+    protocol = dataclasses.replace(WHITE_BOX_ONLY, starts=("bank",))
+    with pytest.raises(UserError, match=r"starts: \[bank\] starts attacks from a bank, and there is none"):
+        Evaluation(dataclasses.replace(config, evaluation=protocol), model, splits, None)
+
+
 # Banks and transferred patches.
 
 
@@ -206,17 +240,36 @@ def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, s
     np.savez(tmp_path / "patches.npz", patches=bank[0], targets=bank[1])
     _, fitted = whole
     protocol = dataclasses.replace(WHITE_BOX_ONLY, n_targets=4, iterations=1, max_images=50)
-    report, directory = run(protocol, bank=tmp_path / "patches.npz", patches_from=fitted)
+    another = json.loads((fitted / "report.json").read_text())
+    another["subject"]["weights_git_blob"] = "0" * 40
+    shutil.copytree(fitted, tmp_path / "another_evaluation")
+    (tmp_path / "another_evaluation" / "report.json").write_text(json.dumps(another))
+    report, directory = run(protocol, bank=tmp_path / "patches.npz", patches_from=tmp_path)
     assert {row["start"] for row in report["grid"]} == {"random", "bank"}
     for row in report["grid"]:
         if row["start"] == "bank" and row["target"] is not None:  # one step away from the bank's patch of that target, resized
-            patch = dict(read_patches(directory))[row["name"]]
+            patch = dict(read_patches(directory / "universal_patches.npz"))[row["name"]]
             assert np.abs(patch - row["target"] / 4).max() <= 0.0501
     assert [row["name"] for row in report["transfer"]] == [f"transfer-{row['name']}" for row in whole[0]["grid"]]
     check = next(item for item in report["checklist"] if item["check"].startswith("transferred"))
     assert check["status"] == "warning"  # patches fitted for longer on the same network
     with pytest.raises(UserError, match=r"shape \[16, 16, 3\], and patch_shape: \[8, 8, 3\]"):
-        Evaluation(dataclasses.replace(config, patch_shape=(8, 8, 3)), model, splits, None, transferred=read_patches(fitted))
+        Evaluation(
+            dataclasses.replace(config, patch_shape=(8, 8, 3)),
+            model,
+            splits,
+            None,
+            transferred=read_patches(fitted / "universal_patches.npz"),
+        )
+    with pytest.raises(UserError, match="fitted on the very weights"):
+        run(protocol, patches_from=fitted)
+    shutil.copytree(tmp_path / "another_evaluation", tmp_path / "third_evaluation")
+    with pytest.raises(UserError, match="several evaluations to take patches from"):
+        run(protocol, patches_from=tmp_path)
+    (tmp_path / "third_evaluation" / "report.json").unlink()  # not finished
+    assert find_patches(tmp_path, but_not=tmp_path) == tmp_path / "another_evaluation" / "universal_patches.npz"
+    with pytest.raises(UserError, match="no finished evaluation"):
+        find_patches(tmp_path / "another_evaluation", but_not=tmp_path / "another_evaluation")
 
 
 @pytest.mark.parametrize(
@@ -298,13 +351,21 @@ def test_a_sound_evaluation_passes_every_check():
         (3, {"controls": [90, 30]}, "attacks nothing"),
         (4, {"iterations": [(50, 35), (100, 30), (200, 27)]}, "30.0% after 100 iterations, 27.0% after 200"),
         (5, {"patch_sizes": [(2, 25), (4, 30)]}, "2x2: 25.0%, 4x4: 30.0%"),
-        (6, {"protocol": EvaluationConfig(interval_width=0.05)}, "about 1,291 are needed"),
+        (6, {"protocol": EvaluationConfig(interval_width=0.05)}, "about 1,296 are needed"),
     ],
 )
 def test_each_sign_of_a_false_evaluation_raises_its_warning(place, changes, words):
     found, report = statuses(**changes)
     assert [i for i, status in enumerate(found) if status == "warning"] == [place]
     assert words in report["checklist"][place]["message"]
+
+
+def test_a_network_that_is_always_wrong_is_told_so_without_false_warnings():
+    found, report = statuses(correct=[0, 5], gradient_free=[0], controls=[0], transfer=[0], iterations=(), patch_sizes=())
+    assert found == ["passed", "passed", "passed", "passed", "not checked", "not checked", "passed"]
+    narrow, _ = statuses(EvaluationConfig(interval_width=0.001), correct=[0, 5])
+    assert narrow[-1] == "warning"
+    assert report["headline"]["robust"]["low"] == 0
 
 
 def test_what_was_not_measured_is_not_called_passed():
@@ -333,7 +394,7 @@ def test_intervals_reach_the_ends_and_narrow_with_images():
     assert 0.2 < high[0] < 0.25
     np.testing.assert_allclose(low[1], 1 - high[0])
     for accuracy in (0.1, 0.5, 0.9):
-        n = images_needed(accuracy, 0.05)
+        n = images_needed(round(1000 * accuracy), 1000, 0.05)
         low, high = accuracy_interval(round(accuracy * n), n)
         assert abs((high - low) - 0.05) < 0.002
 
@@ -350,9 +411,11 @@ def test_grids_are_products_and_names_are_unique():
     assert {restart.target for restart in few} == {None, 0, 1, 2}
     assert {restart.start for restart in few} == {"random", "data", "grey"}
     curves = curve_restarts(protocol, grid[:1], 32)
-    assert [r.n_iterations for r in curves if r.series == "iterations"] == [125, 250, 500, 2000]
-    assert [r.patch_shape for r in curves if r.series == "patch_size"] == [(6, 6, 3), (12, 12, 3)]  # 36x36 does not fit
-    assert {restart.stream for restart in curves} == {grid[0].stream}
+    assert [r.n_iterations for r in curves if r.patch_shape == (24, 24, 3)] == [125, 250, 500, 1000, 2000]
+    assert [r.patch_shape for r in curves if r.n_iterations == 1000] == [(24, 24, 3), (6, 6, 3), (12, 12, 3)]  # 36x36 does not fit
+    assert len({restart.name for restart in curves}) == len(curves)
+    assert {restart.stream for restart in curves} == {f"{grid[0].stream}-curve"}  # the grid's was chosen for its luck, too
+    assert len(curve_restarts(protocol, [dataclasses.replace(grid[0], n_iterations=1)], 32)) == 4
 
 
 def test_chunks_hold_every_restart_once_and_only_like_ones():
@@ -373,12 +436,13 @@ def test_draws_stay_in_the_image_and_reach_its_ends():
     rng = np.random.default_rng(0)
     offsets = draw_offsets(rng, [2000], 16, (4, 16, 3))
     assert (offsets[:, 0].min(), offsets[:, 0].max(), offsets[:, 1].max()) == (0, 12, 0)
-    squares, colors = draw_squares(rng, np.linspace(0, 1, 2000), (8, 12, 3))
+    squares, colors = draw_squares(rng, np.linspace(0, 0.999, 2000), (8, 12, 3))
     assert np.all(squares[:, 2] >= 1)
     assert np.all(squares[:, :2] >= 0)
     assert np.all(squares[:, :2] + squares[:, 2:] <= [8, 12])
     assert (squares[0, 2], squares[-1, 2]) == (4, 1)
     assert set(np.unique(colors)) == {0, 1}
+    assert np.all(draw_squares(rng, np.array([1.0, 1.5]), (8, 12, 3))[0][:, 2] == 0)  # nothing is painted beyond the end
     factors = cosine_decay(100)
     assert factors[0] == 1
     assert 0 < factors[-1] < 0.01

@@ -51,10 +51,10 @@ def test_a_plain_baseline_ends_with_a_table_of_both(run):
     status, errors, output = run(n_epochs=1, plain_baseline=True, robust_evaluation="quick", evaluation=evaluation)
     assert (status, errors) == (0, "")
     title, header, *rows = output.splitlines()[-4:]
-    assert title.startswith("Accuracy on all validation images")
+    assert title.startswith("Accuracy on 12 validation images")
     assert header.split("   ")[-1].strip() == "under the worst universal patch"
     for row, name, directory in zip(rows, ("meta adversarial training", "plain training"), ("run", "run_plain"), strict=True):
-        report = json.loads(pathlib.Path(f"results/{directory}/tiny_imagenet_weights_000_evaluation/report.json").read_text())
+        report = json.loads(pathlib.Path(f"results/{directory}/tiny_imagenet_weights_000_quick_evaluation/report.json").read_text())
         clean, robust = (report["headline"][kind]["accuracy"] for kind in ("clean", "robust"))
         assert row.startswith(f"  {name}")
         assert re.findall(r"([\d.]+%) \(", row) == [f"{clean:.1%}", f"{robust:.1%}"]

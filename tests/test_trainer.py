@@ -135,7 +135,7 @@ def test_training_ends_with_the_robust_accuracy_beside_the_clean_one(tiny_config
     assert last.endswith(f"{accuracies[-1]:.3f};{robust['accuracy']:.3f}")
     output = capsys.readouterr().out
     assert f"robust validation accuracy  {robust['accuracy']:.1%}" in output
-    report = config.result_dir / "tiny_imagenet_weights_001_evaluation" / "report.json"
+    report = config.result_dir / "tiny_imagenet_weights_001_quick_evaluation" / "report.json"
     assert json.loads(report.read_text())["headline"]["robust"] == robust
     events = [str(path) for path in (config.result_dir / "events").iterdir()]
     tags = {value.tag for path in events for event in tf.compat.v1.train.summary_iterator(path) for value in event.summary.value}
@@ -159,9 +159,13 @@ def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monke
     log = (config.result_dir / "log.csv").read_text()
     assert log.endswith(f";{resumed.report['headline']['robust']['accuracy']:.3f}\n")
     capsys.readouterr()
+    path = config.result_dir / "log.csv"
+    path.write_bytes(b"".join(line.rpartition(b";")[0] + b"\r\n" for line in path.read_bytes().splitlines()))  # begun without the column
+    (config.result_dir / "tiny_imagenet_weights_000.h5").unlink()
     again = Trainer(config, resume=True)
     again.fit()
     assert again.report == resumed.report
+    assert path.read_text() == log
     assert "Evaluated" not in capsys.readouterr().out
 
 

@@ -1,6 +1,9 @@
 """Both splits of a data folder, the demo's made where they are missing, and the words of its classes."""
 
+import hashlib
 import pathlib
+
+import numpy as np
 
 from mat.data.demo import make_demo
 from mat.data.records import record_path
@@ -32,6 +35,16 @@ def read_splits(dataset, data_dir, *, n_classes):
     return tuple(read_records(data_dir, split, n_classes=n_classes) for split in SPLITS)
 
 
+def fingerprint(splits):
+    """SHA-256 of all labels and encoded images of both splits, 64 hex digits: whether data is the same, wherever it lies."""
+    digest = hashlib.sha256()
+    for records in splits:
+        digest.update(np.asarray(records.labels, "<i8").tobytes())
+        for image in records.images.numpy():
+            digest.update(len(image).to_bytes(8, "little") + image)
+    return digest.hexdigest()
+
+
 def class_names(data_dir, n_classes):
     """What people call the classes: the words of `words.txt` in the order of `wnids.txt`, or the class numbers where there are none.
 
@@ -44,5 +57,5 @@ def class_names(data_dir, n_classes):
     except (OSError, UnicodeDecodeError):
         return [str(label) for label in range(n_classes)]
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    named = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]  # the first of a class's synonyms
+    named = [words.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids]  # the first of a class's synonyms
     return [named[label] if label < len(named) else str(label) for label in range(n_classes)]

@@ -94,7 +94,7 @@ def _read_layers(path):
             return [(name, arrays) for name, arrays in layers if arrays], named
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file. Give the path of an .h5 file") from None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a weights file in the original's HDF5 layout or Keras 3's ({reason}). Give a file that save_weights wrote"
@@ -157,7 +157,9 @@ def download_released(directory, url=RELEASED_URL, blob=RELEASED_BLOB):
 
     def check(file):
         if (found := git_blob(file)) != blob:
-            raise UserError(f"{file}: not the released file: its git blob hash is {found}, not {blob}. Remove it and fetch it again")
+            raise UserError(
+                f"{file}: not the released file: its git blob hash is {found}, not {blob}. Remove it if it is there, and fetch again"
+            )
 
     download(url, path, check=check)
     return path
