@@ -9,9 +9,10 @@ import sys
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+from mat.commands import run_command
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.config_keys import key_list
-from mat.errors import StoppedError, UserError
+from mat.errors import UserError
 from mat.report_directory import beside
 from mat.signals import raised_signals
 from mat.terminal import console, quiet_stderr
@@ -69,7 +70,12 @@ def read_config(arguments):
 
 def run(arguments):
     """Read the config, then evaluate; the config is reported on before the seconds that TensorFlow takes to import."""
-    config = read_config(arguments)
+    with raised_signals("Stopped; what was fitted is kept: run the same command with --resume"):
+        evaluate_weights(read_config(arguments), arguments)
+
+
+def evaluate_weights(config, arguments):
+    """Evaluate the weights file of the command line."""
     weights = pathlib.Path(arguments.weights)
     if not os.path.isfile(weights):  # False for names that no file can have
         raise UserError(f"{weights}: no such weights file. Give --weights the path of an .h5 file")
@@ -91,27 +97,12 @@ def run(arguments):
     if bank is None and "bank" in config.evaluation.starts and (found := weights.with_name("patches.npz")).is_file():
         bank = found
     splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
-    return evaluate(
-        config, model, splits, directory, weights=weights, bank=bank, patches_from=arguments.patches_from, resume=arguments.resume
-    )
+    evaluate(config, model, splits, directory, weights=weights, bank=bank, patches_from=arguments.patches_from, resume=arguments.resume)
 
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    arguments = parse_arguments(arguments)
-    try:
-        with raised_signals("Stopped; what was fitted is kept: run the same command with --resume"):
-            run(arguments)
-    except UserError as error:
-        return _report(error, 2)
-    except StoppedError as stop:
-        return _report(stop, stop.exit_status)
-    return 0
-
-
-def _report(message, status):
-    print(f"mat-evaluate: {message}", file=sys.stderr)
-    return status
+    return run_command("mat-evaluate", run, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _print_summary(report, path):
     print_facts("Evaluated", facts)
     for item in report["checklist"]:
         if item["status"] == WARNING:
-            console.print(f"  WARNING: not so: {item['check']}. {item['message']}")
+            console.print(f"  WARNING: not true that {item['check']}: {item['message']}")
     unchecked = sum(item["status"] == NOT_CHECKED for item in report["checklist"])
     if unchecked:
         console.print(f"  {unchecked} of {len(report['checklist'])} checks were not part of this protocol (report.md)")

@@ -7,9 +7,9 @@ import sys
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+from mat.commands import run_command
 from mat.config import PatchTrainingConfig
 from mat.config_keys import key_list
-from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.terminal import console, interval_text, print_table, quiet_stderr
 
 STATUS = """
@@ -66,22 +66,7 @@ def print_comparison(trainers):
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    try:
-        train(parse_arguments(arguments))
-    except UserError as error:
-        return _report(error, 2)
-    except NonFiniteLossError as error:
-        return _report(error, 3)
-    except StoppedError as stop:
-        return _report(stop, stop.exit_status)
-    except KeyboardInterrupt:
-        return _report("Interrupted", 130)
-    return 0
-
-
-def _report(message, status):
-    print(f"mat-train: {message}", file=sys.stderr)
-    return status
+    return run_command("mat-train", train, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ LAYERS = [
     ["patch", "attack", "models", "grid", "report_directory"],
     ["models.resnet", "models.weights", "data.records", "statistics"],
     ["models.convolutional", "models.groupnormalization", "config", "download", "devices", "signals"],
-    ["seeds", "terminal", "config_keys", "files"],
+    ["seeds", "terminal", "config_keys", "files", "commands"],
     ["yaml_reader"],
     ["errors"],
 ]

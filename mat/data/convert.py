@@ -13,6 +13,7 @@ import sys
 import zipfile
 import zlib
 
+from mat.commands import run_command
 from mat.download import download
 from mat.errors import UserError
 from mat.terminal import console, quiet_stderr, track
@@ -190,22 +191,19 @@ def main(arguments=None):
     arguments = parser.parse_args(arguments)
     if arguments.download == (arguments.source is not None):
         parser.error("give either SOURCE or --download")
-    try:
-        source = arguments.source
-        if arguments.download:
-            source = pathlib.Path(arguments.destination) / ARCHIVE
-            download(arguments.url, source)
-        with quiet_stderr():
-            import tensorflow  # noqa: F401 -- only for its greetings to be held back
-        counts = convert(source, arguments.destination, seed=arguments.seed)
-    except UserError as error:
-        print(f"mat.data.convert: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mat.data.convert: interrupted; run the same command again", file=sys.stderr)
-        return 130
+    return run_command("mat.data.convert", _convert_or_download, arguments, interrupted="interrupted; run the same command again")
+
+
+def _convert_or_download(arguments):
+    """What the command line asks for."""
+    source = arguments.source
+    if arguments.download:
+        source = pathlib.Path(arguments.destination) / ARCHIVE
+        download(arguments.url, source)
+    with quiet_stderr():
+        import tensorflow  # noqa: F401 -- only for its greetings to be held back
+    counts = convert(source, arguments.destination, seed=arguments.seed)
     console.print(f"{arguments.destination}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} images")
-    return 0
 
 
 if __name__ == "__main__":

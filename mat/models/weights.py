@@ -18,6 +18,7 @@ import sys
 import h5py
 import numpy as np
 
+from mat.commands import run_command
 from mat.download import download
 from mat.errors import UserError
 from mat.terminal import console
@@ -177,16 +178,13 @@ def main(arguments=None):
     parser.add_argument("--download", metavar="DIRECTORY", required=True, help="where the file goes, such as weights/")
     parser.add_argument("--url", default=RELEASED_URL, help="where it comes from (default: %(default)s)")
     arguments = parser.parse_args(arguments)
-    try:
-        path = download_released(arguments.download, arguments.url)
-    except UserError as error:
-        print(f"mat.models.weights: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mat.models.weights: interrupted; run the same command again", file=sys.stderr)
-        return 130
+    return run_command("mat.models.weights", _download, arguments, interrupted="interrupted; run the same command again")
+
+
+def _download(arguments):
+    """What the command line asks for."""
+    path = download_released(arguments.download, arguments.url)
     console.print(f"{path}: the released file, git blob {RELEASED_BLOB}")
-    return 0
 
 
 if __name__ == "__main__":
