@@ -11,6 +11,7 @@ from mat.attack import fit_universal_patches, random_search
 from mat.patch import apply_patches
 
 UNTARGETED = -1
+FOOLED_WEIGHT = 0.01  # of an image that is misclassified for certain, in the loss of an untargeted patch
 UNDEFINED = -1  # the prediction where logits are NaN or infinite
 
 
@@ -66,23 +67,27 @@ class UniversalAttacks(tf.Module):
         return random_search(loss_fn, patches, directions=_directions(targets), squares=squares, colors=colors)
 
     def _losses(self, patches, targets, indices, offsets):
-        """The mean cross-entropy [R] of each patch on its images, to its target class or, untargeted, of the true classes."""
+        """The mean loss [R] of each patch on its images: cross-entropy to its target class or, untargeted, what `fooled_or_not` makes of
+        that of the true classes.
+        """
         n_restarts, n_images = indices.shape
         shape = [n_restarts, n_images, *patches.shape[1:]]
         copies = tf.reshape(tf.broadcast_to(patches[:, tf.newaxis], shape), [-1, *shape[2:]])  # [R M, h, w, 3]
         flat = tf.reshape(indices, [-1])
         labels = tf.where(targets[:, tf.newaxis] == UNTARGETED, tf.gather(self.labels, indices), targets[:, tf.newaxis])
-        losses = self._cross_entropy(copies, tf.gather(self.images, flat), tf.reshape(labels, [-1]), tf.reshape(offsets, [-1, 2]))
-        return tf.reduce_mean(tf.reshape(losses, [n_restarts, n_images]), axis=1)
+        logits = self._patched_logits(tf.gather(self.images, flat), copies, tf.reshape(offsets, [-1, 2]))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(labels, [-1]), logits=logits)
+        losses = tf.reshape(losses, [n_restarts, n_images])
+        losses = tf.where(targets[:, tf.newaxis] == UNTARGETED, fooled_or_not(losses, logits.shape[-1]), losses)
+        return tf.reduce_mean(losses, axis=1)
 
-    def _cross_entropy(self, patches, images, labels, offsets):
-        """The cross-entropy [B] of images under their own patches [B, h, w, 3]."""
-        logits = self.model(apply_patches(images, patches, offsets), training=False)
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    def _patched_logits(self, images, patches, offsets):
+        """The logits [B, n_classes] of images under their own patches [B, h, w, 3]."""
+        return self.model(apply_patches(images, patches, offsets), training=False)
 
     def _predict(self, patch, images, offsets):
         copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
-        return _classes(self.model(apply_patches(images, copies, offsets), training=False))
+        return _classes(self._patched_logits(images, copies, offsets))
 
     def predict(self, patch, images, offsets, *, images_at_once):
         """The classes that the network sees in images under one patch.
@@ -121,8 +126,26 @@ class UniversalAttacks(tf.Module):
         copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(copies)
-            losses = self._cross_entropy(copies, images, labels, offsets)
+            logits = self._patched_logits(images, copies, offsets)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
         return tf.reduce_all(tape.gradient(losses, copies) == 0.0, axis=[1, 2, 3])
+
+
+def fooled_or_not(losses, n_classes):
+    """What an untargeted universal patch raises: the cross-entropy of the true class, of little weight where it is beyond log(n_classes).
+
+    There the true class has less than its share of 1 / n_classes, so that the image is misclassified already. The plain mean is
+    unbounded, and a patch raises it most by making misclassified images worse; this one counts the images that are still right.
+
+    Args:
+        losses: float32, cross-entropies of any shape.
+        n_classes: number of classes.
+
+    Returns:
+        float32 in the shape of `losses`.
+    """
+    fooled = tf.math.log(tf.cast(n_classes, losses.dtype))
+    return tf.minimum(losses, fooled) + FOOLED_WEIGHT * tf.maximum(losses - fooled, 0.0)
 
 
 def _classes(logits):

@@ -61,16 +61,17 @@ def load_golden_model():
 
 @pytest.fixture(scope="session")
 def undefended(tmp_path_factory):
-    """(config, weights file) of a network trained without patches on four of the demo's patterns, until it knows most of them."""
+    """(config, weights file) of a network trained without patches on the demo's patterns, until it knows most of them."""
     directory = tmp_path_factory.mktemp("undefended")
     rng = np.random.default_rng(0)
-    for split, n_images in {"train": 640, "validation": 200}.items():
-        labels = np.arange(n_images) % 4
+    for split, n_images in {"train": 960, "validation": 200}.items():
+        labels = np.arange(n_images) % 10
         jpegs = [tf.io.encode_jpeg(draw_image(label, rng), quality=95).numpy() for label in labels]
         records = [make_example(jpeg, "n0", int(label), (0, 0, 31, 31)) for jpeg, label in zip(jpegs, labels, strict=True)]
         write_records(record_path(directory, split), records)
     config = PatchTrainingConfig(
-        **TINY | {"image_size": 32, "n_patches": 0, "n_epochs": 8, "batch_size": 32, "patch_shape": [16, 16, 3], "n_stacks": 3},
+        **TINY
+        | {"image_size": 32, "n_classes": 10, "n_patches": 0, "n_epochs": 8, "batch_size": 32, "patch_shape": [12, 12, 3], "n_stacks": 3},
         data_dir=str(directory),
         base_result_dir=str(directory),
     )

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from mat.attack import fit_universal_patches, i_fgsm, random_search
-from mat.universal import UNTARGETED, UniversalAttacks
+from mat.universal import UNTARGETED, UniversalAttacks, fooled_or_not
 
 DIRECTION = tf.constant(np.sign(np.random.default_rng(0).normal(size=(2, 2, 3, 3))), tf.float32)
 
@@ -107,6 +107,11 @@ def test_random_search_paints_nothing_but_its_square():
     expected = start.copy()
     expected[0, 1:3, 0:2] = 1
     np.testing.assert_array_equal(patches, expected)
+
+
+def test_misclassified_images_weigh_little_in_untargeted_losses():
+    losses = tf.constant([0.0, 1.0, np.log(4), np.log(4) + 10])
+    np.testing.assert_allclose(fooled_or_not(losses, 4), [0, 1, np.log(4), np.log(4) + 0.1], rtol=1e-6)
 
 
 def test_predictions_and_vanishing_gradients_are_of_each_image():

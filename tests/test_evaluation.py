@@ -26,7 +26,7 @@ SMALL_PROTOCOL = EvaluationConfig(
     starts=("random", "bank"),
     step_sizes=(0.05,),
     iterations=75,
-    search_iterations=150,
+    search_iterations=75,
     images_per_iteration=16,
     n_controls=3,
     patch_scales=(0.5, 1.5),
@@ -74,10 +74,10 @@ def without_run(report):
 def test_white_box_beats_everything_else_by_a_wide_margin(whole):
     report, _ = whole
     robust = report["headline"]["robust"]["accuracy"]
-    assert report["headline"]["clean"]["accuracy"] > 0.85
+    assert report["headline"]["clean"]["accuracy"] > 0.7
     assert robust < 0.4
-    for rows in ("controls", "gradient_free"):
-        assert min(row["accuracy"] for row in report[rows]) > robust + 0.15
+    assert min(row["accuracy"] for row in report["controls"]) > robust + 0.2
+    assert min(row["accuracy"] for row in report["gradient_free"]) > robust + 0.1  # with as many queries as gradient steps
     assert {item["status"] for item in report["checklist"]} == {"passed", "not checked"}  # nothing was transferred
 
 
@@ -91,7 +91,7 @@ def test_gradient_free_attack_attacks_too(whole):
 def test_neither_iterations_nor_size_help_the_defender(whole):
     curves = whole[0]["curves"]
     assert [point["iterations"] for point in curves["iterations"]] == [9, 19, 38, 75, 150]
-    assert [point["patch_shape"] for point in curves["patch_size"]] == [[8, 8, 3], [16, 16, 3], [24, 24, 3]]
+    assert [point["patch_shape"] for point in curves["patch_size"]] == [[6, 6, 3], [12, 12, 3], [18, 18, 3]]
     for points in curves.values():
         accuracies = [point["accuracy"] for point in points]
         assert np.all(np.diff(accuracies) <= 0.05)  # a standard error of 200 images is 0.035
@@ -185,7 +185,7 @@ def test_report_directory_holds_every_file(whole):
         assert words in text
     patches = read_patches(directory / "universal_patches.npz")
     assert [name for name, _ in patches] == [row["name"] for row in report["grid"]]
-    assert all(patch.shape == (16, 16, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
+    assert all(patch.shape == (12, 12, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
 
 
 def test_tables_come_without_matplotlib(run, monkeypatch, capsys):
@@ -206,8 +206,8 @@ def test_tables_come_without_matplotlib(run, monkeypatch, capsys):
 
 def test_class_names_are_no_formulas(run, subject, tmp_path, monkeypatch):
     config, *_ = subject
-    monkeypatch.setattr("mat.evaluator.class_names", lambda *_: ["$\\foo$", "$x_{$", "US$ | A$", ""])
-    _, directory = run(dataclasses.replace(WHITE_BOX_ONLY, n_targets=4, iterations=1, max_images=30))
+    monkeypatch.setattr("mat.evaluator.class_names", lambda *_: ["$\\foo$", "$x_{$", "US$ | A$", "", *"abcdef"])
+    _, directory = run(dataclasses.replace(WHITE_BOX_ONLY, n_targets=10, iterations=1, max_images=30))
     assert (directory / "report.json").is_file()
     assert "US$ \\| A$ (2)" in (directory / "report.md").read_text()
 
@@ -236,10 +236,10 @@ def test_attacks_need_a_start(subject):
 
 def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, subject, tmp_path):
     config, model, splits, _ = subject
-    bank = np.stack([np.full((6, 6, 3), value, np.float32) for value in (0.0, 0.25, 0.5, 0.75)]), np.arange(4)
+    bank = np.stack([np.full((6, 6, 3), value, np.float32) for value in np.arange(10) / 10]), np.arange(10)
     np.savez(tmp_path / "patches.npz", patches=bank[0], targets=bank[1])
     _, fitted = whole
-    protocol = dataclasses.replace(WHITE_BOX_ONLY, n_targets=4, iterations=1, max_images=50)
+    protocol = dataclasses.replace(WHITE_BOX_ONLY, n_targets=10, iterations=1, max_images=50)
     another = json.loads((fitted / "report.json").read_text())
     another["subject"]["weights_git_blob"] = "0" * 40
     shutil.copytree(fitted, tmp_path / "another_evaluation")
@@ -249,11 +249,11 @@ def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, s
     for row in report["grid"]:
         if row["start"] == "bank" and row["target"] is not None:  # one step away from the bank's patch of that target, resized
             patch = dict(read_patches(directory / "universal_patches.npz"))[row["name"]]
-            assert np.abs(patch - row["target"] / 4).max() <= 0.0501
+            assert np.abs(patch - row["target"] / 10).max() <= 0.0501
     assert [row["name"] for row in report["transfer"]] == [f"transfer-{row['name']}" for row in whole[0]["grid"]]
     check = next(item for item in report["checklist"] if item["check"].startswith("transferred"))
     assert check["status"] == "warning"  # patches fitted for longer on the same network
-    with pytest.raises(UserError, match=r"shape \[16, 16, 3\], and patch_shape: \[8, 8, 3\]"):
+    with pytest.raises(UserError, match=r"shape \[12, 12, 3\], and patch_shape: \[8, 8, 3\]"):
         Evaluation(
             dataclasses.replace(config, patch_shape=(8, 8, 3)),
             model,
