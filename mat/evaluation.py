@@ -19,12 +19,15 @@ from mat.seeds import generator
 from mat.terminal import WorkProgress
 from mat.universal import UNDEFINED, UNTARGETED, UniversalAttacks
 
-FIT_SEGMENT = 5  # iterations in one call of the white-box attack; Ctrl-C waits for a call
-SEARCH_SEGMENT = 25  # queries in one call of the gradient-free attack, on the same images
+SEGMENT = {  # iterations in one call of a compiled attack
+    "white_box": 5,  # few, because Ctrl-C waits for the call
+    "gradient_free": 25,  # all on the same images
+}
 CURVE_RESTARTS = 3  # the strongest of the grid, which the curves follow
 VANISHING_IMAGES = 500  # images whose gradients are looked at
 LOAD_BATCH = 500
 FORWARDS_PER_GRADIENT = 2  # a forward pass and one to the input, in forward passes
+NO_LOSSES = np.zeros(0, np.float32)  # of patches that were not fitted
 
 
 class Outcome(NamedTuple):
@@ -33,7 +36,7 @@ class Outcome(NamedTuple):
     name: str
     patch: np.ndarray
     predictions: np.ndarray
-    losses: np.ndarray = np.zeros(0, np.float32)
+    losses: np.ndarray = NO_LOSSES
     restart: Restart | None = None
 
 
@@ -96,10 +99,14 @@ class Evaluation:
         self.images, self.labels, self.records = self._load(validation_records, self.protocol.max_images, "evaluation/images")
         self.attacks = UniversalAttacks(model, self.fit_images, self.fit_labels, jit_compile=use_xla(config.jit_compile))
         self.at_once = self.protocol.images_at_once
-        if not any(restart.attack == "white_box" for restart in self.plan()):
+        self.grid = plan_grid(
+            self.protocol, n_classes=config.n_classes, patch_shape=config.patch_shape, seed=config.seed, has_bank=bank is not None
+        )
+        if not any(restart.attack == "white_box" for restart in self.grid):
             raise UserError(
                 "evaluation.starts: [bank] starts attacks from a bank, and there is none. Give one with --bank, or add another start"
             )
+        # A few images now, before anything is written: weights that are NaN are NaN on every image.
         self._defined(self.attacks.predict_clean(self.images[: self.at_once], images_at_once=self.at_once), "without a patch")
 
     def _load(self, records, n_images, stream):
@@ -112,16 +119,9 @@ class Evaluation:
         batches = validation_dataset(records, batch_size=LOAD_BATCH, n_classes=self.config.n_classes, image_size=self.config.image_size)
         return tf.concat([images for images, _ in batches], axis=0), records.labels, chosen
 
-    def plan(self):
-        """The restarts of the grid."""
-        config = self.config
-        return plan_grid(
-            self.protocol, n_classes=config.n_classes, patch_shape=config.patch_shape, seed=config.seed, has_bank=self.bank is not None
-        )
-
     def cost(self):
         """Forward passes of the network, of one image each, that the whole evaluation takes; a gradient counts as two."""
-        restarts = self.plan()
+        restarts = self.grid
         n_scored = len(restarts) + 1 + 2 * self.protocol.n_controls + 1 + len(self.transferred)
         white_box = [restart for restart in restarts if restart.attack == "white_box"]
         if self.protocol.curves:
@@ -132,11 +132,9 @@ class Evaluation:
 
     def _fitting_cost(self, restart):
         """Forward passes that fit one patch."""
-        if restart.attack == "white_box":
-            passes = _n_calls(restart.n_iterations, FIT_SEGMENT) * FIT_SEGMENT * FORWARDS_PER_GRADIENT
-        else:
-            passes = _n_calls(restart.n_iterations, SEARCH_SEGMENT) * (SEARCH_SEGMENT + 1)
-        return passes * self.protocol.images_per_iteration
+        segment = SEGMENT[restart.attack]
+        passes_per_call = segment * FORWARDS_PER_GRADIENT if restart.attack == "white_box" else segment + 1
+        return _n_calls(restart) * passes_per_call * self.protocol.images_per_iteration
 
     def run(self):
         """Do everything that is not in the store yet.
@@ -152,7 +150,7 @@ class Evaluation:
             clean = self._clean_predictions()
             controls = [self._scored(name, patch) for name, patch in self._controls()]
             transfer = [self._scored(f"transfer-{name}", patch) for name, patch in self.transferred]
-            outcomes = self._fitted(self.plan())
+            outcomes = self._fitted(self.grid)
             grid = [outcome for outcome in outcomes if outcome.restart.attack == "white_box"]
             strongest = sorted(grid, key=lambda outcome: np.mean(outcome.predictions == self.labels))[:CURVE_RESTARTS]
             curves = []
@@ -204,12 +202,12 @@ class Evaluation:
         rng = generator(self.config.seed, "evaluation/offsets")
         return draw_offsets(rng, [len(self.labels)], self.config.image_size, patch_shape)
 
-    def _scored(self, name, patch, losses=None, restart=None):
+    def _scored(self, name, patch, losses=NO_LOSSES, restart=None):
         """The `Outcome` of a patch on all scored images."""
         predictions = self.attacks.predict(patch, self.images, self._offsets(patch.shape), images_at_once=self.at_once)
         self._progress.advance(len(self.labels), name)
         self._defined(predictions, f"under the patch {name}")
-        return Outcome(name, patch, predictions, np.zeros(0, np.float32) if losses is None else losses, restart)
+        return Outcome(name, patch, predictions, losses, restart)
 
     def _fitted(self, restarts):
         """The `Outcome`s of restarts in their order: from the store, or fitted in chunks that fit into memory and stored.
@@ -239,33 +237,33 @@ class Evaluation:
     def _fit(self, restarts):
         """White-box: the fitted patches, float32 [R, h, w, 3], and their losses, float32 [T, R]."""
         rngs, patches, targets = self._begin(restarts)
-        n_iterations = restarts[0].n_iterations
+        n_iterations, segment = restarts[0].n_iterations, SEGMENT["white_box"]
         step_sizes = np.array([restart.step_size for restart in restarts], np.float32)
         steps = step_sizes * cosine_decay(n_iterations)[:, np.newaxis]
-        steps = np.pad(steps, ((0, -n_iterations % FIT_SEGMENT), (0, 0)))  # steps of 0 fill the last segment
-        shape = [FIT_SEGMENT, self.protocol.images_per_iteration]
+        steps = np.pad(steps, ((0, -n_iterations % segment), (0, 0)))  # steps of 0 fill the last segment
+        shape = [segment, self.protocol.images_per_iteration]
         losses = []
-        for start in range(0, n_iterations, FIT_SEGMENT):
+        for start in range(0, n_iterations, segment):
             indices, offsets = self._draw(rngs, shape, restarts[0].patch_shape)
             patches, loss = self.attacks.fit(
-                patches, targets, steps[start : start + FIT_SEGMENT], indices.swapaxes(0, 1), offsets.swapaxes(0, 1)
+                patches, targets, steps[start : start + segment], indices.swapaxes(0, 1), offsets.swapaxes(0, 1)
             )
             losses.append(loss.numpy())
-            self._advance(restarts, start + FIT_SEGMENT)
+            self._advance(restarts, start + segment)
         return patches.numpy(), np.concatenate(losses)[:n_iterations]
 
     def _search(self, restarts):
         """Gradient-free: the patches found, float32 [R, h, w, 3], and their losses, float32 [T, R]."""
         rngs, patches, targets = self._begin(restarts)
-        n_iterations, patch_shape = restarts[0].n_iterations, restarts[0].patch_shape
+        n_iterations, patch_shape, segment = restarts[0].n_iterations, restarts[0].patch_shape, SEGMENT["gradient_free"]
         losses = []
-        for start in range(0, n_iterations, SEARCH_SEGMENT):
+        for start in range(0, n_iterations, segment):
             indices, offsets = self._draw(rngs, [self.protocol.images_per_iteration], patch_shape)
-            progress = np.arange(start, start + SEARCH_SEGMENT) / n_iterations
+            progress = np.arange(start, start + segment) / n_iterations
             squares, colors = zip(*(draw_squares(rng, progress, patch_shape) for rng in rngs), strict=True)
             patches, loss = self.attacks.search(patches, targets, np.stack(squares, 1), np.stack(colors, 1), indices, offsets)
             losses.append(loss.numpy())
-            self._advance(restarts, start + SEARCH_SEGMENT)
+            self._advance(restarts, start + segment)
         return patches.numpy(), np.concatenate(losses)[:n_iterations]
 
     def _begin(self, restarts):
@@ -301,8 +299,7 @@ class Evaluation:
     def _advance(self, restarts, done):
         """Count as done what leads to iteration `done`."""
         restart = restarts[0]
-        segment = FIT_SEGMENT if restart.attack == "white_box" else SEARCH_SEGMENT
-        amount = sum(self._fitting_cost(each) for each in restarts) // _n_calls(restart.n_iterations, segment)
+        amount = sum(self._fitting_cost(each) for each in restarts) // _n_calls(restart)
         name = restart.name if len(restarts) == 1 else f"{len(restarts)} {restart.attack.replace('_', '-')} patches"
         self._progress.advance(amount, f"{name}, iteration {min(done, restart.n_iterations)}/{restart.n_iterations}")
 
@@ -321,6 +318,6 @@ class Evaluation:
         return shares
 
 
-def _n_calls(n_iterations, segment):
-    """Calls of a compiled attack that make so many iterations."""
-    return -(-n_iterations // segment)
+def _n_calls(restart):
+    """Calls of the compiled attack that fit a patch."""
+    return -(-restart.n_iterations // SEGMENT[restart.attack])

@@ -11,11 +11,12 @@ from mat.data.splits import class_names, fingerprint
 from mat.devices import device_name
 from mat.errors import UserError
 from mat.evaluation import Evaluation
+from mat.files import npz
 from mat.models.resnet import forward_flops
 from mat.models.weights import git_blob
 from mat.pictures import report_pictures
 from mat.report import NOT_CHECKED, WARNING, examples_csv, make_report, report_json, report_markdown
-from mat.report_directory import PATCHES, REPORT, ReportDirectory, find_patches, patches_file, read_bank, read_patches, read_report
+from mat.report_directory import PATCHES, REPORT, ReportDirectory, find_patches, read_bank, read_patches, read_report
 from mat.terminal import console, duration, interval_text, print_facts
 
 SUBJECT_KEYS = (  # of the config, those that the results depend on
@@ -78,7 +79,7 @@ def _files(findings, report, names):
     """Everything that a finished evaluation writes, name -> bytes, the report last."""
     accuracies = [row["accuracy"] for row in report["grid"]]
     files = {
-        PATCHES: patches_file([o.name for o in findings.grid], [o.patch for o in findings.grid], accuracies),
+        PATCHES: npz(names=[o.name for o in findings.grid], patches=[o.patch for o in findings.grid], accuracies=accuracies),
         "examples.csv": examples_csv(findings),
         "report.md": report_markdown(report),
     }
@@ -92,19 +93,19 @@ def _files(findings, report, names):
 def _print_plan(config, evaluation, weights, flops):
     """What the evaluation will do."""
     protocol = config.evaluation
-    restarts = evaluation.plan()
-    kinds = {kind: [r for r in restarts if r.attack == kind] for kind in ("white_box", "gradient_free")}
+    kinds = {kind: [r for r in evaluation.grid if r.attack == kind] for kind in ("white_box", "gradient_free")}
     attacks = [f"{len(kinds['white_box'])} white-box patches x {protocol.iterations} iterations"]
     if kinds["gradient_free"]:
         attacks.append(f"{len(kinds['gradient_free'])} gradient-free x {protocol.search_iterations} queries")
     if evaluation.transferred:
         attacks.append(f"{len(evaluation.transferred)} transferred")
     height, width, _ = config.patch_shape
+    cost = evaluation.cost()
     facts = {
         "weights": str(weights),
         "images": f"{len(evaluation.labels):,} to score on, {len(evaluation.fit_labels):,} training images to fit patches on",
         "attacks": f"{', '.join(attacks)}; {height}x{width} pixels, {protocol.images_per_iteration} images each time",
-        "cost": f"{evaluation.cost():,} forward passes of one image, {evaluation.cost() * flops / 1e12:,.1f} TFLOP",
+        "cost": f"{cost:,} forward passes of one image, {cost * flops / 1e12:,.1f} TFLOP",
         "report": str(evaluation.store.path),
     }
     print_facts("Robustness against universal patches", facts)

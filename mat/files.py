@@ -1,9 +1,19 @@
 """Files that are there as a whole or not at all, and directories that can be made."""
 
+import io
 import os
 import pathlib
 
+import numpy as np
+
 from mat.errors import UserError
+
+
+def npz(**arrays):
+    """Arrays as an uncompressed `.npz` file, bytes."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
 
 
 def replace_file(path, content):

@@ -18,6 +18,7 @@ from mat.statistics import accuracy_interval, images_needed
 
 SCHEMA_VERSION = 1
 VANISHING_SHARE = 0.01  # of images without a gradient that raises a warning
+LOSS_WINDOW = 25  # iterations that the first and the last loss are means of
 LARGEST_CHANGE = 0.02  # of an accuracy, that counts as little
 
 PASSED, WARNING, NOT_CHECKED = "passed", "warning", "not checked"
@@ -107,8 +108,8 @@ def _row(outcome, findings, class_names):
         "step_size": restart.step_size,
         "iterations": restart.n_iterations,
         "patch_shape": list(restart.patch_shape),
-        "first_loss": float(np.mean(outcome.losses[:25])),
-        "last_loss": float(np.mean(outcome.losses[-25:])),
+        "first_loss": float(np.mean(outcome.losses[:LOSS_WINDOW])),
+        "last_loss": float(np.mean(outcome.losses[-LOSS_WINDOW:])),
     }
     if restart.target is not None:
         row["success"] = _share(outcome.predictions[findings.labels != restart.target] == restart.target)
@@ -236,7 +237,13 @@ def report_markdown(report):
         f"{summary['standard_deviation']:.1%}, from {summary['lowest']:.1%} to {summary['highest']:.1%}). Intervals: Beta posterior under "
         "the Jeffreys prior, of each patch by itself.",
         "## Can it be trusted?",
-        _table(["check", "status", ""], [[item["check"], _marked(item["status"]), item["message"]] for item in report["checklist"]]),
+        _table(
+            ["check", "status", ""],
+            [
+                [item["check"], "**WARNING**" if item["status"] == WARNING else item["status"], item["message"]]
+                for item in report["checklist"]
+            ],
+        ),
         "## Attacks",
         _attack_table(report["grid"]),
     ]
@@ -257,10 +264,6 @@ def report_markdown(report):
 
 def _interval(estimate):
     return [f"{estimate['accuracy']:.1%}", f"{estimate['low']:.1%} to {estimate['high']:.1%}"]
-
-
-def _marked(status):
-    return {PASSED: "passed", WARNING: "**WARNING**", NOT_CHECKED: "not checked"}[status]
 
 
 def _attack_table(rows):

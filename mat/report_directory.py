@@ -4,7 +4,6 @@ While an evaluation runs, it holds `protocol.json` and the patches fitted so far
 as the very last file, so that no unfinished evaluation looks complete.
 """
 
-import io
 import json
 import pathlib
 import zipfile
@@ -12,7 +11,7 @@ import zipfile
 import numpy as np
 
 from mat.errors import UserError
-from mat.files import check_writable, replace_file
+from mat.files import check_writable, npz, replace_file
 
 REPORT = "report.json"
 PROTOCOL = "protocol.json"
@@ -84,9 +83,7 @@ class ReportDirectory:
 
     def save(self, name, **arrays):
         """Keep the arrays of a restart."""
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        replace_file(self.path / RESTARTS / f"{name}.npz", content.getvalue())
+        replace_file(self.path / RESTARTS / f"{name}.npz", npz(**arrays))
 
     def load(self, name):
         """The arrays of a restart, a dict; None where it is not kept or cannot be read, and is to be made again."""
@@ -100,13 +97,6 @@ class ReportDirectory:
         """Write the report's files, name -> bytes, in their order."""
         for name, content in files.items():
             replace_file(self.path / name, content)
-
-
-def patches_file(names, patches, accuracies):
-    """`universal_patches.npz`, bytes: names [R], patches float32 [R, h, w, 3] and the accuracy that each left [R]."""
-    content = io.BytesIO()
-    np.savez(content, names=np.array(names), patches=np.stack(patches), accuracies=np.array(accuracies))
-    return content.getvalue()
 
 
 def find_patches(run, *, but_not):

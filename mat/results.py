@@ -1,13 +1,11 @@
 """The result directory of a run: what is written, where, and how it replaces what was there."""
 
-import io
-
 import numpy as np
 import tensorflow as tf
 
 from mat.config import PatchTrainingConfig
 from mat.errors import UserError
-from mat.files import check_writable, replace_file
+from mat.files import check_writable, npz, replace_file
 from mat.models import save_weights
 
 CONFIG = "config.yaml"
@@ -69,6 +67,7 @@ class ResultDirectory:
         path = self.path / LOG
         rows = path.read_text().splitlines()[1 : n_epochs + 1] if n_epochs else []
         columns = (*LOG_COLUMNS, ROBUST_COLUMN) if self._robust else LOG_COLUMNS
+        rows = [row + ";" * (len(columns) - 1 - row.count(";")) for row in rows]  # of a run begun without the last column
         replace_file(path, "\r\n".join([";".join(columns), *rows, ""]).encode())
 
     def log_epoch(self, epoch, *, loss, accuracy, validation_accuracy, **scalars):
@@ -109,9 +108,8 @@ class ResultDirectory:
     def save_patches(self, bank, epoch):
         """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""
         patches = bank.patches.numpy()
-        arrays = io.BytesIO()
-        np.savez(arrays, patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
-        replace_file(self.path / PATCHES, arrays.getvalue())
+        arrays = npz(patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
+        replace_file(self.path / PATCHES, arrays)
         replace_file(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
         with self._events.as_default(step=epoch):
             tf.summary.image("patches", patch_grid(patches[:MAX_PATCHES_IN_EVENTS])[np.newaxis])

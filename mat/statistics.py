@@ -4,6 +4,7 @@ import numpy as np
 
 CREDIBILITY = 0.95
 JEFFREYS = 0.5  # both parameters of the prior
+NORMAL_QUANTILE = 1.959964  # of the probability 1 - (1 - CREDIBILITY) / 2
 
 
 def accuracy_interval(n_correct, n_images):
@@ -32,4 +33,4 @@ def accuracy_interval(n_correct, n_images):
 def images_needed(n_correct, n_images, width):
     """About how many images would make the 95 % interval this wide, by the normal approximation at the posterior's mean."""
     accuracy = (n_correct + JEFFREYS) / (n_images + 2 * JEFFREYS)
-    return int(np.ceil(4 * 1.959964**2 * accuracy * (1 - accuracy) / width**2))
+    return int(np.ceil(4 * NORMAL_QUANTILE**2 * accuracy * (1 - accuracy) / width**2))

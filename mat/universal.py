@@ -86,6 +86,7 @@ class UniversalAttacks(tf.Module):
         return self.model(apply_patches(images, patches, offsets), training=False)
 
     def _predict(self, patch, images, offsets):
+        """The predicted classes [B] of a batch under one patch."""
         copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
         return _classes(self._patched_logits(images, copies, offsets))
 
@@ -123,6 +124,7 @@ class UniversalAttacks(tf.Module):
         )
 
     def _gradients_vanish_in_batch(self, patch, images, labels, offsets):
+        """bool [B]; each image gets a copy of the patch of its own, so that its gradient is its own."""
         copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(copies)

@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 
 from mat.data.records import make_example
+from mat.data.splits import class_names, fingerprint
 from mat.data.tiny_imagenet import (
     SPLITS,
+    Records,
     augment,
     initial_images,
     load_dataset,
@@ -194,3 +196,24 @@ def test_damaged_files_are_refused_with_what_is_intact(tiny_data):
         writer.write(b"\xff no example")
     with pytest.raises(UserError, match="record 1 is not an example"):
         read_records(tiny_data, "train", n_classes=4)
+
+
+# Folders of data.
+
+
+def test_class_names_are_the_first_words_in_the_order_of_the_labels(tmp_path):
+    assert class_names(tmp_path, 2) == ["0", "1"]
+    (tmp_path / "wnids.txt").write_text("n3\nn1\nn7\nn8\n")
+    (tmp_path / "words.txt").write_text("n1\tgoldfish, Carassius auratus\nn2\tunused\nn3\tking penguin\nn8\t , odd\nno tab\n")
+    assert class_names(tmp_path, 5) == ["king penguin", "goldfish", "n7", "n8", "4"]
+
+
+def test_fingerprints_are_of_labels_and_images_wherever_they_lie():
+    def records(images, labels, path="here"):
+        return Records(path, tf.constant(images), np.array(labels))
+
+    splits = records([b"ab", b"c"], [0, 1]), records([b"d"], [2])
+    same = records([b"ab", b"c"], [0, 1], "there"), splits[1]
+    others = [records([b"a", b"bc"], [0, 1]), records([b"ab", b"c"], [1, 0]), records([b"ab"], [0])]
+    assert fingerprint(splits) == fingerprint(same)
+    assert len({fingerprint(splits), *(fingerprint((other, splits[1])) for other in others)}) == 4

@@ -9,6 +9,7 @@ from mat.config import PatchTrainingConfig
 from mat.models import create_model, load_weights, save_weights
 from mat.models.convolutional import StandardizedConv2D, standardize
 from mat.models.groupnormalization import StripNormalization
+from mat.models.resnet import forward_flops
 from tests.conftest import GOLDEN, SMALL, golden
 
 
@@ -86,6 +87,7 @@ def test_published_network_has_the_published_size():
     model = create_model(PatchTrainingConfig())
     assert model.count_params() == 11_274_440
     assert sum(bool(layer.weights) for layer in model.layers) == 38
+    assert round(forward_flops(model) / 1e9, 1) == 4.4
 
 
 def test_equal_shapes_start_from_different_values_and_seeds_repeat():

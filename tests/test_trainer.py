@@ -11,7 +11,7 @@ import tensorflow as tf
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.models import create_model, load_weights
-from mat.results import patch_grid
+from mat.results import ResultDirectory, patch_grid
 from mat.trainer import Trainer
 
 
@@ -167,6 +167,15 @@ def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monke
     assert again.report == resumed.report
     assert path.read_text() == log
     assert "Evaluated" not in capsys.readouterr().out
+
+
+def test_a_log_begun_without_the_robust_column_gets_it(tiny_config):
+    results = ResultDirectory(tiny_config(robust_evaluation="quick"), resume=True)
+    results.path.mkdir(parents=True)
+    (results.path / "log.csv").write_bytes(b"Epoch;Train Loss;Train Accuracy;Valid Accuracy\r\n0.000;1.500;0.250;0.500\r\n")
+    results.restart_log(1)
+    header, row = (results.path / "log.csv").read_bytes().splitlines()
+    assert (header, row) == (b"Epoch;Train Loss;Train Accuracy;Valid Accuracy;Robust Accuracy", b"0.000;1.500;0.250;0.500;")
 
 
 @pytest.mark.parametrize(
