@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from mat.attack import i_fgsm
 from mat.models.convolutional import StandardizedConv2D
+from mat.models.prepared import prepared_once
 from mat.patch import apply_patches, draw_trials, select_patches
 from mat.seeds import fold_in, stream_seed
 
@@ -41,6 +42,7 @@ class TrainingStep(tf.Module):
         self.targeted = targeted
         self.patch_lr = patch_lr
         self.weight_decay = weight_decay
+        self.jit_compile = jit_compile
         self.trial_seed = stream_seed(seed, "trials")
         self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM)
         self.optimizer.build(model.trainable_variables)
@@ -58,11 +60,14 @@ class TrainingStep(tf.Module):
         A step whose loss or gradients are not finite changes no weights and no patches, nor does any later one: `failed_step` is
         its number, -1 before.
         """
-        refined = indices = None
-        if self.bank is not None:
-            images, refined, indices, _ = self.attack(images, labels)
         statistics = [tf.identity(variable) for variable in self.model.non_trainable_variables]  # of batch normalization
-        loss, accuracy, gradients = self.loss_and_gradients(images, labels)
+        refined = indices = None
+        with tf.GradientTape() as tape, prepared_once(self.model, xla=self.jit_compile):
+            if self.bank is not None:
+                with tape.stop_recording():
+                    images, refined, indices, _ = self.attack(images, labels)
+            loss, accuracy = self.classify(images, labels)
+        loss, gradients = self.with_weight_decay(loss, tape.gradient(loss, self.model.trainable_variables))
         self.commit(loss, accuracy, gradients, statistics, refined, indices)
         return loss, accuracy
 
@@ -113,18 +118,20 @@ class TrainingStep(tf.Module):
             targeted=self.targeted,
         )
 
-    def loss_and_gradients(self, images, labels):
-        """OPT, first half: the training loss and its gradients, the model in training mode.
+    def classify(self, images, labels):
+        """OPT, forward: batch-mean cross-entropy (float32 scalar) and accuracy (float32 scalar in [0, 1]), the model in training mode."""
+        logits = self.model(images, training=True)
+        return tf.reduce_mean(cross_entropy(labels, logits)), tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32))
 
-        Returns:
-            Batch-mean cross-entropy with the L2 term (float32 scalar), accuracy (float32 scalar in [0, 1]), and the gradients, a list in
-            the order of `model.trainable_variables`.
-        """
-        with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
-            loss = tf.reduce_mean(cross_entropy(labels, logits))
-            loss += self.weight_decay * tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in self.decayed_kernels])
-        return loss, tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32)), tape.gradient(loss, self.model.trainable_variables)
+    def with_weight_decay(self, loss, gradients):
+        """The loss and its gradients (a list in the order of `model.trainable_variables`) with those of the L2 term added."""
+        decayed = {id(kernel) for kernel in self.decayed_kernels}
+        # tf.nn.l2_loss is half of the sum of squares, in one pass.
+        loss += 2 * self.weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in self.decayed_kernels])
+        return loss, [
+            gradient + 2 * self.weight_decay * variable if id(variable) in decayed else gradient
+            for gradient, variable in zip(gradients, self.model.trainable_variables, strict=True)
+        ]
 
     def commit(self, loss, accuracy, gradients, statistics, refined, indices):
         """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite.

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.attack import fit_universal_patches, random_search
+from mat.models.prepared import compile_with
 from mat.patch import apply_patches
 
 UNTARGETED = -1
@@ -32,7 +33,7 @@ class UniversalAttacks(tf.Module):
         self.labels = tf.cast(labels, tf.int64)
 
         def compiled(function):
-            return tf.function(function, jit_compile=jit_compile, autograph=False)
+            return compile_with(model, function, jit_compile=jit_compile)
 
         self.fit, self.search = compiled(self._fit), compiled(self._search)
         self._predict_batch = compiled(self._predict)

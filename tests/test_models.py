@@ -9,6 +9,7 @@ from mat.config import PatchTrainingConfig
 from mat.models import create_model, load_weights, save_weights
 from mat.models.convolutional import StandardizedConv2D, standardize
 from mat.models.groupnormalization import StripNormalization
+from mat.models.prepared import PreparedLayer, prepared_once
 from mat.models.resnet import forward_flops
 from tests.conftest import GOLDEN, SMALL, golden
 
@@ -35,6 +36,50 @@ def test_strip_normalization_where_strips_end_within_pixels():
     np.testing.assert_allclose(layer(x), expected.reshape(x.shape), atol=1e-5)
 
 
+def gradients_of(function, *inputs):
+    """Gradients of a weighted sum of a function's results, so that no two elements get the same one."""
+    inputs = [tf.constant(x) for x in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        results = function(*inputs)
+        loss = tf.reduce_sum(results * tf.reshape(tf.sin(tf.range(tf.size(results), dtype=tf.float32)), results.shape))
+    return tape.gradient(loss, inputs)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("xla", [True, False])
+def test_gradients_of_strip_normalization_equal_those_of_its_formula(size, xla):
+    x = np.random.default_rng(0).normal(1.0, 2.0, size=(2, size, size, 16)).astype(np.float32)
+    gamma, beta = np.random.default_rng(1).normal(size=(2, 16)).astype(np.float32)
+
+    def formula(x, gamma, beta):
+        strips = tf.reshape(x, [2, 8, -1, 2])
+        mean, variance = tf.nn.moments(strips, axes=[2, 3], keepdims=True)
+        normalized = (strips - mean) / tf.sqrt(variance + 1e-5)
+        return tf.reshape(normalized * tf.reshape(gamma, [8, 1, 2]) + tf.reshape(beta, [8, 1, 2]), x.shape)
+
+    def layer(x, gamma, beta):
+        layer = StripNormalization()
+        layer.build(x.shape)
+        layer.gamma, layer.beta, layer.xla = gamma, beta, xla
+        return layer(x)
+
+    np.testing.assert_allclose(layer(x, gamma, beta), formula(x, gamma, beta), atol=1e-5)
+    for ours, expected in zip(gradients_of(layer, x, gamma, beta), gradients_of(formula, x, gamma, beta), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("xla", [True, False])
+def test_strip_normalization_of_values_far_from_zero(xla):
+    """The variance from sums of squares loses digits, but not what matters, and a constant strip gives its offset."""
+    layer = StripNormalization()
+    layer.xla = xla
+    x = np.random.default_rng(0).normal(30.0, 1.0, size=(1, 16, 16, 8)).astype(np.float32)
+    expected = (x.reshape(8, -1) - x.reshape(8, -1).mean(1, keepdims=True)) / x.reshape(8, -1).std(1, keepdims=True)
+    np.testing.assert_allclose(tf.reshape(layer(x), [8, -1]), expected, atol=2e-3)
+    np.testing.assert_allclose(layer(np.full((1, 16, 16, 8), 7.0, np.float32)), 0.0, atol=2e-2)
+
+
 @pytest.mark.parametrize("case", range(3))
 def test_convolutions_equal_the_original(case):
     z = golden("layers")
@@ -57,6 +102,43 @@ def test_standardized_kernels_ignore_scale_and_shift():
     np.testing.assert_allclose(standard.mean(axis=(0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(standard.std(axis=(0, 1, 2)), 1, atol=1e-4)
     np.testing.assert_allclose(standardize(3 * kernel + 2), standard, atol=1e-4)
+
+
+def test_gradients_of_standardized_kernels_equal_those_of_the_formula():
+    kernel = np.random.default_rng(0).normal(0.1, 0.3, size=(3, 3, 4, 8)).astype(np.float32)
+    kernel[..., 0] = 0.5  # a filter of no variance
+
+    def formula(kernel):
+        centered = kernel - tf.reduce_mean(kernel, [0, 1, 2])
+        return centered / (tf.sqrt(tf.reduce_mean(tf.square(centered), [0, 1, 2]) + 1e-30) + 1e-5)
+
+    (ours,), (expected,) = gradients_of(standardize, kernel), gradients_of(formula, kernel)
+    np.testing.assert_allclose(ours[..., 1:], expected[..., 1:], atol=1e-4)
+    assert np.all(np.isfinite(ours))
+
+
+def test_weights_prepared_once_give_the_same_results_and_gradients(golden_model):
+    images = golden("forward")["images"][:2]
+
+    def results():
+        with tf.GradientTape() as tape:
+            logits = golden_model(images)
+            loss = tf.reduce_sum(logits**2)
+        return [logits, *tape.gradient(loss, golden_model.trainable_variables)]
+
+    def results_of_prepared():
+        with tf.GradientTape() as tape, prepared_once(golden_model, xla=True):
+            logits = golden_model(images)
+            loss = tf.reduce_sum(logits**2)
+        return [logits, *tape.gradient(loss, golden_model.trainable_variables)]
+
+    for one, other in zip(results(), results_of_prepared(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    layers = [layer for layer in golden_model.layers if isinstance(layer, PreparedLayer)]
+    with prepared_once(golden_model, xla=False):
+        assert all(layer.prepared() is layer.prepared() for layer in layers)
+    assert len(layers) == 34
+    assert all(layer.prepared() is not layer.prepared() and layer.xla for layer in layers)
 
 
 @pytest.mark.parametrize(

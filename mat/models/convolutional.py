@@ -3,12 +3,14 @@
 import keras
 import tensorflow as tf
 
+from mat.models.prepared import PreparedLayer
+
 EPSILON = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="mat")
-class StandardizedConv2D(keras.layers.Layer):
-    """3x3-style convolution whose kernel is standardized in every call, 'same' padding, with bias.
+class StandardizedConv2D(PreparedLayer):
+    """3x3-style convolution whose kernel is standardized before use, with 'same' padding and bias.
 
     The kernel used is `(w - mean) / (std + 1e-5)`, over height, width and input channels, separately for each filter. The statistics
     are computed in float32 under every precision.
@@ -41,9 +43,13 @@ class StandardizedConv2D(keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.kernel_initializer, autocast=False)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
+    def prepare(self):
+        """The standardized kernel, in the compute dtype."""
+        return tf.cast(standardize(self.kernel), self.compute_dtype)
+
     def call(self, inputs):
-        kernel = tf.cast(standardize(self.kernel), self.compute_dtype)
-        return tf.nn.conv2d(inputs, kernel, strides=self.strides, padding="SAME") + self.bias
+        outputs = tf.nn.conv2d(inputs, self.prepared(), strides=self.strides, padding="SAME")
+        return tf.nn.bias_add(outputs, self.bias)  # which CPUs do in the convolution itself, as they do not for `+`
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], *(-(-size // self.strides) for size in input_shape[1:3]), self.filters)
@@ -60,7 +66,18 @@ class StandardizedConv2D(keras.layers.Layer):
 def standardize(kernel):
     """`(w - mean) / (std + 1e-5)` of a kernel [h, w, C, filters], over all axes but the last."""
     kernel = tf.convert_to_tensor(kernel)
-    mean = tf.reduce_mean(kernel, axis=[0, 1, 2], keepdims=True)
-    centered = kernel - mean
-    std = tf.sqrt(tf.reduce_mean(tf.square(centered), axis=[0, 1, 2], keepdims=True))
-    return centered / (std + EPSILON)
+    axes = [0, 1, 2]
+
+    @tf.custom_gradient  # in half the passes over the kernel that automatic differentiation takes
+    def standardize(kernel):
+        centered = kernel - tf.reduce_mean(kernel, axes)
+        std = tf.sqrt(tf.reduce_mean(tf.square(centered), axes))  # [filters]
+        standardized = centered / (std + EPSILON)
+
+        def gradient(upstream):
+            to_std = tf.math.divide_no_nan(tf.reduce_mean(upstream * standardized, axes), std)
+            return (upstream - tf.reduce_mean(upstream, axes)) / (std + EPSILON) - standardized * to_std
+
+        return standardized, gradient
+
+    return standardize(kernel)

@@ -3,9 +3,13 @@
 import keras
 import tensorflow as tf
 
+from mat.models.prepared import PreparedLayer
+
+ROW = 128  # values; shorter rows leave the vector units of a CPU idle where scale and offset are broadcast and summed
+
 
 @keras.saving.register_keras_serializable(package="mat")
-class StripNormalization(keras.layers.Layer):
+class StripNormalization(PreparedLayer):
     """What the original calls group normalization; released weights were trained with it.
 
     It reshapes NHWC to [N, groups, H, W, C / groups] without moving the channels to the front, so that a group is a block of contiguous
@@ -31,31 +35,91 @@ class StripNormalization(keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        channels = input_shape[-1]
+        height, width, channels = input_shape[1:]
         if channels % self.groups:
             raise ValueError(f"channels must be a multiple of groups. Received: channels={channels}, groups={self.groups}")
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
+        # A strip as a matrix [rows, row], whose rows are as many periods of gamma and beta as make them long enough.
+        period, n_periods = channels // self.groups, height * width
+        self.periods_per_row = next(n for n in range(1, n_periods + 1) if n_periods % n == 0 and (n * period >= ROW or n == n_periods))
+        self.strips_shape = [-1, self.groups, n_periods // self.periods_per_row, self.periods_per_row * period]
+
+    def prepare(self):
+        """gamma and beta as rows, float32 [groups, 1, row] each."""
+        return [tf.tile(tf.reshape(weight, [self.groups, 1, -1]), [1, 1, self.periods_per_row]) for weight in (self.gamma, self.beta)]
 
     def call(self, inputs):
-        height, width, channels = inputs.shape[1:]
-        # A strip as a matrix [positions, period], in which gamma and beta repeat from row to row. Whole pixels make the
-        # longest rows, which vectorize best; where a strip ends within a pixel, rows are one period of gamma.
-        period = channels if height * width % self.groups == 0 else channels // self.groups
-        strips = tf.reshape(inputs, [-1, self.groups, height * width * channels // (self.groups * period), period])
-        strips = tf.cast(strips, tf.float32)
-        mean, variance = tf.nn.moments(strips, axes=[2, 3], keepdims=True)  # [B, groups, 1, 1]
-        scale = tf.math.rsqrt(variance + self.epsilon) * self._per_strip(self.gamma, period)
-        normalized = strips * scale + (self._per_strip(self.beta, period) - mean * scale)
-        return tf.cast(tf.reshape(normalized, [-1, height, width, channels]), self.compute_dtype)
-
-    def _per_strip(self, weight, period):
-        """gamma or beta [C] as [groups, 1, period]: a strip's C / groups values, repeated to the period."""
-        per_strip = tf.reshape(weight, [self.groups, 1, -1])
-        return tf.tile(per_strip, [1, 1, period // per_strip.shape[-1]])
+        normalized = _normalize(tf.reshape(inputs, self.strips_shape), *self.prepared(), self.epsilon, xla=self.xla)
+        return tf.reshape(normalized, [-1, *inputs.shape[1:]])
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
         return super().get_config() | {"groups": self.groups, "epsilon": self.epsilon}
+
+
+def _normalize(strips, gamma, beta, epsilon, *, xla):
+    """`gamma * (strips - mean) / sqrt(variance + epsilon) + beta`, with the statistics over each strip.
+
+    Memory bandwidth is what this costs, so the passes over `strips` are counted: the moments are the sums of values and of squares,
+    the gradient keeps `strips` and two numbers a strip and needs two sums a column, and elementwise work is fused.
+
+    Args:
+        strips: [B, groups, rows, row], of any float dtype; all arithmetic is float32.
+        gamma, beta: float32 [groups, 1, row].
+        xla: whether XLA compiles the function that this is part of.
+
+    Returns:
+        [B, groups, rows, row], in the dtype of `strips`.
+    """
+    affine, product, to_inputs = (function if xla else fused for function, fused in _ELEMENTWISE)
+    n = strips.shape[2] * strips.shape[3]
+
+    @tf.custom_gradient
+    def normalize(strips, gamma, beta):
+        values = tf.cast(strips, tf.float32)
+        mean = tf.reduce_mean(values, axis=[2, 3], keepdims=True)  # [B, groups, 1, 1]
+        variance = _mean_square(values, xla) - tf.square(mean)
+        rsqrt = tf.math.rsqrt(tf.maximum(variance, 0.0) + epsilon)
+        scale = gamma * rsqrt
+
+        def gradient(upstream):
+            column_sums = tf.reduce_sum(tf.cast(upstream, tf.float32), axis=2, keepdims=True)  # [B, groups, 1, row]
+            column_products = tf.reduce_sum(product(upstream, strips), axis=2, keepdims=True)
+            to_mean = tf.reduce_sum(column_sums * scale, axis=3, keepdims=True) / n  # [B, groups, 1, 1]
+            to_product = tf.reduce_sum(column_products * scale, axis=3, keepdims=True) / n
+            slope = tf.square(rsqrt) * (to_product - mean * to_mean)
+            to_gamma = tf.reduce_sum(rsqrt * (column_products - mean * column_sums), axis=0)
+            to_strips = to_inputs(upstream, strips, scale, slope, to_mean - mean * slope)
+            return to_strips, to_gamma, tf.reduce_sum(column_sums, axis=0)
+
+        return affine(strips, scale, beta - mean * scale), gradient
+
+    return normalize(strips, gamma, beta)
+
+
+def _mean_square(values, xla):
+    """The mean of squares of each strip, [B, groups, 1, 1]: in one pass, by an operation that XLA lacks and, as it fuses, does not need."""
+    if xla:
+        return tf.reduce_mean(tf.square(values), axis=[2, 3], keepdims=True)
+    norm = tf.raw_ops.EuclideanNorm(input=values, axis=[2, 3], keep_dims=True)
+    return tf.square(norm) / (values.shape[2] * values.shape[3])
+
+
+def _affine(strips, scale, offset):
+    return tf.cast(tf.cast(strips, tf.float32) * scale + offset, strips.dtype)
+
+
+def _product(upstream, strips):
+    return tf.cast(upstream, tf.float32) * tf.cast(strips, tf.float32)
+
+
+def _to_inputs(upstream, strips, scale, slope, constant):
+    gradient = tf.cast(upstream, tf.float32) * scale - (tf.cast(strips, tf.float32) * slope + constant)
+    return tf.cast(gradient, strips.dtype)
+
+
+# Each as it is, and as a single pass over memory, which XLA makes of it also where the rest is not compiled by XLA.
+_ELEMENTWISE = [(function, tf.function(function, jit_compile=True, autograph=False)) for function in (_affine, _product, _to_inputs)]
