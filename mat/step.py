@@ -44,8 +44,7 @@ class TrainingStep(tf.Module):
         self.weight_decay = weight_decay
         self.jit_compile = jit_compile
         self.trial_seed = stream_seed(seed, "trials")
-        self.optimizer = keras.optimizers.SGD(learning_rate=0.0, momentum=MOMENTUM)
-        self.optimizer.build(model.trainable_variables)
+        self.optimizer = Momentum(model.trainable_variables)
         self.decayed_kernels = [layer.kernel for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D))]
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.failed_step = tf.Variable(-1, dtype=tf.int64, trainable=False, name="failed_step")
@@ -147,7 +146,7 @@ class TrainingStep(tf.Module):
         def update():
             if self.bank is not None:
                 self.bank.update(refined, indices, self.patch_lr)
-            self.optimizer.apply(gradients, self.model.trainable_variables)
+            self.optimizer.apply(gradients)
             self.step.assign_add(1)
             self.n_steps.assign_add(1)
             self.loss_sum.assign_add(loss)
@@ -170,6 +169,33 @@ class TrainingStep(tf.Module):
         """Start the means of `metrics` afresh."""
         for variable in (self.n_steps, self.loss_sum, self.accuracy_sum):
             variable.assign(tf.zeros_like(variable))
+
+
+class Momentum(tf.Module):
+    """SGD with momentum 0.9: `v <- 0.9 v - learning_rate g; w <- w + v`, in one operation for each weight.
+
+    Args:
+        variables: the Keras variables to train.
+
+    `learning_rate` is for the caller to set.
+    """
+
+    def __init__(self, variables):
+        super().__init__(name="momentum")
+        self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
+        self.velocities = [tf.Variable(tf.zeros(v.shape), trainable=False, name="velocity") for v in variables]
+        self._variables = variables
+
+    def apply(self, gradients):
+        """One step along gradients, a list in the order of the variables."""
+        for variable, velocity, gradient in zip(self._variables, self.velocities, gradients, strict=True):
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=variable.value.handle,
+                accum=velocity.handle,
+                lr=self.learning_rate,
+                grad=gradient,
+                momentum=MOMENTUM,
+            )
 
 
 def cross_entropy(labels, logits):

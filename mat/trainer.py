@@ -9,10 +9,11 @@ import tensorflow as tf
 from mat import __version__
 from mat.data.splits import read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset, validation_dataset
-from mat.devices import device_name, use_xla
+from mat.devices import bfloat16_is_fast, device_name, use_xla
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
+from mat.models.prepared import compile_with
 from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.report_directory import beside, read_report
@@ -54,18 +55,8 @@ class Trainer:
             )
         self.jit_compile = use_xla(config.jit_compile)
         self.bank = sample_patches(config, self.train_records) if config.n_patches else None
-        self.step = TrainingStep(
-            self.model,
-            self.bank,
-            n_trials=config.n_patch_trials,
-            n_iterations=config.optimizer.n_iterations,
-            targeted=config.optimizer.targeted_attack,
-            patch_lr=config.patch_lr,
-            weight_decay=config.weight_decay,
-            seed=config.seed,
-            jit_compile=self.jit_compile,
-        )
-        self._count_correct = tf.function(self._count_correct_in_batch, jit_compile=self.jit_compile, autograph=False)
+        self.step = create_step(config, self.model, self.bank)
+        self._count_correct = compile_with(self.model, self._count_correct_in_batch, jit_compile=self.jit_compile)
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")  # the next epoch to train
         self.state = tf.train.Checkpoint(step=self.step, epoch=self.epoch)
         if resume:
@@ -253,6 +244,8 @@ class Trainer:
             "steps": f"{n_epochs} epochs x {self.steps_per_epoch} steps of {config.batch_size} images = {n_steps:,} steps",
             "results": str(self.results.path),
         }
+        if config.precision == "mixed_bfloat16" and bfloat16_is_fast() is False:
+            plan["precision"] = "mixed_bfloat16 will not help: this device does not compute in bfloat16 by itself; float32 is as fast"
         print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
 
     def _print_summary(self, accuracies, seconds):
@@ -303,6 +296,21 @@ def sample_patches(config, train_records):
         seed=stream_seed(config.seed, "bank/step_sizes"),
     )
     return PatchBank(patches, targets, step_sizes)
+
+
+def create_step(config, model, bank):
+    """The `TrainingStep` that a `PatchTrainingConfig` describes, of a model and a `PatchBank`, or None for plain training."""
+    return TrainingStep(
+        model,
+        bank,
+        n_trials=config.n_patch_trials,
+        n_iterations=config.optimizer.n_iterations,
+        targeted=config.optimizer.targeted_attack,
+        patch_lr=config.patch_lr,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        jit_compile=use_xla(config.jit_compile),
+    )
 
 
 def learning_rate(epoch, *, n_epochs, initial_lr):

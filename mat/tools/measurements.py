@@ -1,0 +1,327 @@
+"""What `mat.tools.benchmark` measures: the training step, the convolutions in it, the input pipeline and the bank.
+
+All timings of one function are medians, and what is compared is timed in turns, so that a machine that slows down for a while slows down
+both sides. Shapes: `B` images a batch, `F` trials, `K` I-FGSM iterations, `P` meta-patches.
+"""
+
+import contextlib
+import math
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mat import __version__
+from mat.data.records import IMAGE, LABEL, record_path
+from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, read_records, resize, train_dataset
+from mat.devices import device_name, use_xla
+from mat.models import create_model
+from mat.models.convolutional import StandardizedConv2D
+from mat.models.prepared import compile_with
+from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches
+from mat.seeds import stream_seed
+from mat.terminal import ProgressLine
+from mat.tools.synthetic import make_synthetic_records
+from mat.trainer import create_step, sample_patches
+
+N_SYNTHETIC = {"n_train": 100_000, "n_validation": 10_000}  # as many as Tiny ImageNet has
+CONVOLUTION_CALLS = 3  # of each convolution in a round
+PIPELINE_SECONDS = 2.0  # of each pipeline in a round
+LEARNING_RATE = 1e-3  # finite losses on noise
+
+
+def environment(config):
+    """Device, versions and settings of this process, which is set up as a training run of `config` is."""
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return {
+        "device": device_name(),
+        "versions": {"mat": __version__, "python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__},
+        "xla": use_xla(config.jit_compile),
+    }
+
+
+def measure_step(config, repeats, *, breakdown=False, profile=None):
+    """Time the step of a config, the plain step of the same network, and each convolution of it alone, in turns.
+
+    Args:
+        config: a `PatchTrainingConfig`.
+        repeats: rounds that the medians are of.
+        breakdown: also time the parts of the step.
+        profile: a directory for a TensorFlow profile of one step, or None.
+
+    Returns:
+        dict, ready for JSON.
+    """
+    model = create_model(config)
+    bank = random_bank(config) if config.n_patches else None
+    first_step_seconds = _first_call_seconds(create_step(config, model, bank), *noise_batch(config, 1))
+    steps = {"mat": create_step(config, model, bank), "plain": create_step(config, model, None)}
+    for step in steps.values():
+        step.optimizer.learning_rate.assign(LEARNING_RATE)
+    batch = noise_batch(config, config.batch_size)
+    seconds = {name: [] for name in steps}
+    _seconds(steps["mat"].train_on_batch, *batch)  # traces
+    peak_memory_bytes = peak_memory()  # before anything else is built that a training run does not hold
+    convolutions = Convolutions(model, config.batch_size, config.precision)
+    _seconds(steps["plain"].train_on_batch, *batch)
+    with ProgressLine(repeats, "measuring the step") as line:
+        for done in range(repeats):
+            convolutions.measure()
+            for name, step in steps.items():
+                seconds[name].append(_seconds(step.train_on_batch, *batch))
+            line.update(done + 1, f"{done + 1}/{repeats}")
+    convolutions.measure()
+
+    n_trials, n_iterations = (config.n_patch_trials, config.optimizer.n_iterations) if bank else (0, 0)
+    step_seconds, plain_seconds = (statistics.median(seconds[name]) for name in steps)
+    equivalents = convolutions.equivalents(n_trials, n_iterations)
+    bound = convolutions.bound_seconds(equivalents)
+    layers = convolutions.report(equivalents)
+    result = {
+        "repeats": repeats,
+        "step_seconds": step_seconds,
+        "images_per_second": config.batch_size / step_seconds,
+        "plain_step_seconds": plain_seconds,
+        "mat_to_plain_ratio": step_seconds / plain_seconds,
+        "conv_bound_seconds": bound,
+        "fraction_of_conv_bound": bound / step_seconds,
+        "plain_fraction_of_conv_bound": convolutions.bound_seconds(convolutions.equivalents(0, 0)) / plain_seconds,
+        "step_gflops": convolutions.gflop(equivalents) / step_seconds,
+        "best_conv_gflops": max(layer["gflops"] for layer in layers),
+        "convolutions": layers,
+        "first_step_seconds": first_step_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "all_step_seconds": seconds["mat"],
+        "all_plain_step_seconds": seconds["plain"],
+    }
+    if breakdown:
+        result["breakdown"] = measure_parts(steps, batch, repeats)
+    if profile is not None:
+        tf.profiler.experimental.start(profile)
+        _seconds(steps["mat"].train_on_batch, *batch)
+        tf.profiler.experimental.stop()
+    return result
+
+
+def random_bank(config):
+    """A bank as `config` wants it, but of noise, which costs a step the same."""
+    return PatchBank(
+        random_patches(config.n_patches, config.patch_shape, seed=stream_seed(config.seed, "bank/patches")),
+        initial_targets(config.n_patches, config.n_classes),
+        initial_step_sizes(
+            config.n_patches,
+            min_step_size=config.optimizer.min_step_size,
+            max_step_size=config.optimizer.max_step_size,
+            seed=stream_seed(config.seed, "bank/step_sizes"),
+        ),
+    )
+
+
+def noise_batch(config, batch_size):
+    """Images float32 [B, H, W, 3] of noise, and one-hot labels float32 [B, n_classes]."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=[batch_size, config.image_size, config.image_size, 3])
+    return tf.constant(images, tf.float32), tf.one_hot(rng.integers(config.n_classes, size=batch_size), config.n_classes)
+
+
+def measure_parts(steps, batch, repeats):
+    """Seconds of SELECT, I-FGSM and REPTILE, each compiled as a function of its own, and of OPT, which is the plain step."""
+    step, (images, labels) = steps["mat"], batch
+    seconds = {"OPT": [_seconds(steps["plain"].train_on_batch, *batch) for _ in range(repeats)]}
+    if step.bank is None:
+        return {name: statistics.median(times) for name, times in seconds.items()}
+
+    def compiled(function):
+        return compile_with(step.model, function, jit_compile=step.jit_compile)
+
+    trial_indices, trial_offsets = step.draw_trials(images.shape[0], images.shape[1:3])
+    indices, offsets = trial_indices[0], trial_offsets[0]
+    refined = tf.gather(step.bank.patches, indices)
+    parts = {
+        "SELECT": (compiled(step.select), (images, labels, trial_indices, trial_offsets)),
+        "I-FGSM": (compiled(step.refine), (images, labels, indices, offsets)),
+        "REPTILE": (compiled(lambda refined, indices: step.bank.update(refined, indices, step.patch_lr)), (refined, indices)),
+    }
+    for name, (function, arguments) in parts.items():
+        _seconds(function, *arguments)  # traces
+        seconds[name] = [_seconds(function, *arguments) for _ in range(repeats)]
+    return {name: statistics.median(seconds[name]) for name in ("SELECT", "I-FGSM", "OPT", "REPTILE")}
+
+
+class Convolutions:
+    """The convolutions of a model as the framework's bare operations, forward, at the model's shapes, batch and dtype.
+
+    Convolutions of equal shape are timed once.
+    """
+
+    def __init__(self, model, batch_size, precision):
+        self.batch_size = batch_size
+        self.dtype = tf.as_dtype(keras.DTypePolicy(precision).compute_dtype)
+        self.layers = [layer for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D))]
+        self.functions = {}
+        for layer in self.layers:
+            if self._shapes(layer) not in self.functions:
+                self.functions[self._shapes(layer)] = self._function(*self._shapes(layer))
+        self.times = {shapes: [] for shapes in self.functions}
+
+    def _shapes(self, layer):
+        """Input [H, W, C], kernel [h, w, C, filters] and stride of a layer, hashable."""
+        strides = layer.strides if isinstance(layer.strides, int) else layer.strides[0]
+        return tuple(layer.input.shape[1:]), tuple(layer.kernel.shape), strides
+
+    def _function(self, input_shape, kernel_shape, strides):
+        shapes = [self.batch_size, *input_shape], kernel_shape
+        inputs, kernel = (tf.Variable(tf.cast(tf.random.stateless_normal(shape, [0, 0]), self.dtype)) for shape in shapes)
+        function = tf.function(lambda: tf.nn.conv2d(inputs, kernel, strides, "SAME"), autograph=False).get_concrete_function()
+        _seconds(function)  # warm-up
+        return function
+
+    def measure(self):
+        """One round: time every convolution a few times."""
+        for shapes, function in self.functions.items():
+            self.times[shapes] += [_seconds(function) for _ in range(CONVOLUTION_CALLS)]
+
+    def equivalents(self, n_trials, n_iterations):
+        """How many forward passes each layer's work in a step is worth, a list of integers in the order of the layers.
+
+        Forward F + K + 1, input gradient K + 1 (K in the first layer, as OPT needs none there), weight gradient 1; no forward pass for
+        SELECT with F = 1, which evaluates nothing.
+        """
+        forward = (0 if n_trials == 1 else n_trials) + n_iterations + 1
+        return [forward + n_iterations + (i > 0) + 1 for i in range(len(self.layers))]
+
+    def bound_seconds(self, equivalents):
+        """What a step takes whose every pass is as fast as the bare forward convolution and that does nothing else."""
+        return sum(n * self._median(layer) for n, layer in zip(equivalents, self.layers, strict=True))
+
+    def gflop(self, equivalents):
+        """Multiplications and additions of the convolutions in a step, in 1e9."""
+        return sum(n * self._gflop(layer) for n, layer in zip(equivalents, self.layers, strict=True))
+
+    def report(self, equivalents):
+        """Name, shapes, seconds and GFLOP/s of each layer alone."""
+        return [
+            {
+                "name": layer.name,
+                "input": self._shapes(layer)[0],
+                "kernel": self._shapes(layer)[1],
+                "strides": self._shapes(layer)[2],
+                "seconds": self._median(layer),
+                "gflops": self._gflop(layer) / self._median(layer),
+                "forward_equivalents": n,
+            }
+            for n, layer in zip(equivalents, self.layers, strict=True)
+        ]
+
+    def _median(self, layer):
+        return statistics.median(self.times[self._shapes(layer)])
+
+    def _gflop(self, layer):
+        return 2e-9 * self.batch_size * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
+
+
+@contextlib.contextmanager
+def records_of(config):
+    """The directory of the config's records, or of synthetic ones where it has none; with words on which, as a pair."""
+    if record_path(config.data_dir, "train").is_file():
+        yield config.data_dir, f"of {config.data_dir}"
+        return
+    with tempfile.TemporaryDirectory(prefix="mat-benchmark-") as directory:
+        make_synthetic_records(directory, n_classes=config.n_classes, image_size=config.image_size, **N_SYNTHETIC)
+        yield directory, f"{N_SYNTHETIC['n_train']:,} synthetic ones ({config.data_dir} has none)"
+
+
+def measure_pipeline(config, records, repeats):
+    """Images/s of the training pipeline alone and of `plain_pipeline`, in turns."""
+    directory, words = records
+    train_records = read_records(directory, "train", n_classes=config.n_classes)
+    arguments = {"batch_size": config.batch_size, "n_classes": config.n_classes, "image_size": config.image_size}
+    pipelines = {
+        "pipeline_images_per_second": lambda: train_dataset(
+            train_records, label_smoothing=config.label_smoothing, seed=config.seed, epoch=0, **arguments
+        ),
+        "plain_pipeline_images_per_second": lambda: plain_pipeline(train_records.path, **arguments),
+    }
+    rates = {name: [] for name in pipelines}
+    for _ in range(repeats):
+        for name, pipeline in pipelines.items():
+            rates[name].append(_images_per_second(pipeline().repeat(), config.batch_size))
+    return {"records": words, **{name: statistics.median(values) for name, values in rates.items()}}
+
+
+def plain_pipeline(path, *, batch_size, n_classes, image_size):
+    """What a pipeline is measured against: parse, decode, slice, flip, saturation, legacy resize, one image a call, in that order."""
+    features = {IMAGE: tf.io.FixedLenFeature([], tf.string), LABEL: tf.io.FixedLenFeature([], tf.int64)}
+    whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
+
+    def load(record):
+        parsed = tf.io.parse_single_example(record, features)
+        image = tf.image.convert_image_dtype(tf.io.decode_jpeg(parsed[IMAGE], channels=3), tf.float32)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.shape(image), whole, seed=1, aspect_ratio_range=CROP_ASPECT_RATIO, area_range=CROP_AREA, max_attempts=CROP_ATTEMPTS
+        )
+        image = tf.image.random_flip_left_right(tf.slice(image, begin, size), seed=2)
+        image = tf.image.random_saturation(image, *SATURATION, seed=3)
+        return resize(image, image_size), tf.one_hot(parsed[LABEL], n_classes)
+
+    images = tf.data.TFRecordDataset(path).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
+    return images.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def measure_bank(config, records):
+    """Seconds of reading and checking the training records, and of INIT."""
+    directory, words = records
+    read_seconds, train_records = _timed(read_records, directory, "train", n_classes=config.n_classes)
+    result = {"records": words, "read_seconds": read_seconds}
+    if config.n_patches:
+        result["sample_bank_seconds"], _ = _timed(sample_patches, config, train_records)
+    return result
+
+
+def peak_memory():
+    """The most memory that this process has held so far, bytes: of the GPU where there is one, else of the machine."""
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _first_call_seconds(step, images, labels):
+    """Tracing and compilation: the first call less a warm one."""
+    first = _seconds(step.train_on_batch, images, labels)
+    return first - _seconds(step.train_on_batch, images, labels)
+
+
+def _images_per_second(dataset, batch_size):
+    """The rate of a dataset once it runs."""
+    batches = iter(dataset)
+    end = time.perf_counter() + PIPELINE_SECONDS / 2
+    while time.perf_counter() < end:
+        next(batches)
+    n_batches, start = 0, time.perf_counter()
+    while time.perf_counter() - start < PIPELINE_SECONDS:
+        next(batches)
+        n_batches += 1
+    return n_batches * batch_size / (time.perf_counter() - start)
+
+
+def _seconds(function, *arguments):
+    """Seconds of one call, until the device is done."""
+    start = time.perf_counter()
+    function(*arguments)
+    tf.test.experimental.sync_devices()
+    return time.perf_counter() - start
+
+
+def _timed(function, *arguments, **keywords):
+    """(seconds, result) of one call."""
+    start = time.perf_counter()
+    result = function(*arguments, **keywords)
+    return time.perf_counter() - start, result
