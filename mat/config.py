@@ -167,7 +167,9 @@ class PatchTrainingConfig:
 
     seed: int = key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
     precision: str = key("float32", str, "arithmetic of the network", choices=("float32", "mixed_bfloat16"))
-    jit_compile: bool | str = key("auto", (bool, str), "compile the step with XLA; auto does on GPUs", choices=("auto", True, False))
+    jit_compile: bool | str = key(
+        "auto", (bool, str), "compile the step with XLA, as a whole; auto does on GPUs", choices=("auto", True, False)
+    )
     deterministic: bool = key(True, bool, "identical weights in every run of one config on one machine; costs speed on GPUs")
 
     def __post_init__(self):

@@ -136,7 +136,7 @@ class TrainingStep(tf.Module):
         """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite.
 
         Args:
-            loss, accuracy, gradients: of `loss_and_gradients`.
+            loss, accuracy, gradients: loss and gradients of `with_weight_decay`, accuracy of `classify`.
             refined, indices: of `attack`, or None without a bank.
             statistics: the model's non-trainable variables before the step, to go back to if it was not finite.
         """

@@ -47,6 +47,9 @@ class Trainer:
         if config.initial_weights is not None:
             load_weights(self.model, config.initial_weights)
         self.train_records, self.validation_records = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
+        self.validation_batches = validation_dataset(
+            self.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size, cached=True
+        )
         self.steps_per_epoch = len(self.train_records.labels) // config.batch_size
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -67,7 +70,13 @@ class Trainer:
         if self.results.checkpoint is None:
             console.print(f"{self.results.path}: no checkpoint to resume from; starting afresh")
             return
-        self.state.restore(self.results.checkpoint).assert_consumed()
+        try:
+            self.state.restore(self.results.checkpoint).assert_consumed()
+        except AssertionError:
+            raise UserError(
+                f"{self.results.checkpoint}: was written by another version of this program. Start afresh under another unique_name, or go "
+                "on from its weights with initial_weights"
+            ) from None
         console.print(f"{self.results.path}: resuming after epoch {int(self.epoch)} of {self.config.n_epochs}")
 
     def fit(self):
@@ -187,13 +196,9 @@ class Trainer:
 
     def validate(self):
         """Clean accuracy on all validation images, a float in [0, 1]."""
-        config = self.config
-        batches = validation_dataset(
-            self.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size
-        )
-        return sum(int(self._count_correct(*_padded(images, labels, config.batch_size))) for images, labels in batches) / len(
-            self.validation_records.labels
-        )
+        batch_size = self.config.batch_size
+        n_correct = sum(int(self._count_correct(*_padded(images, labels, batch_size))) for images, labels in self.validation_batches)
+        return n_correct / len(self.validation_records.labels)
 
     def _count_correct_in_batch(self, images, labels, n_images):
         """How many of the first `n_images` images of a batch are classified correctly."""

@@ -19,7 +19,7 @@ from mat.data.tiny_imagenet import (
     validation_dataset,
 )
 from mat.errors import UserError
-from mat.seeds import stream_seed
+from mat.seeds import split, stream_seed
 from tests.conftest import GOLDEN, golden, write_tiny_split
 
 TINY = {"batch_size": 8, "n_classes": 4, "image_size": 16}
@@ -95,6 +95,35 @@ def test_augmentation_does_not_depend_on_the_order_of_examples(tiny_data):
     np.testing.assert_array_equal(np.concatenate([images for images, _ in dataset]), batches_of(records)[0])
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 11])
+def test_images_do_not_depend_on_how_many_are_loaded_in_one_call(tiny_data, batch_size):
+    records = read_records(tiny_data, "train", n_classes=4)
+    n = 32 // batch_size * batch_size
+    for one, other in zip(batches_of(records, batch_size=batch_size), batches_of(records), strict=True):
+        np.testing.assert_array_equal(one[:n], other[:n])
+
+
+def test_augmentation_is_that_of_the_public_operations():
+    """The same as TensorFlow's own functions in the original's order, on floats from the start."""
+    image = np.random.default_rng(0).integers(0, 256, size=(60, 64, 3), dtype=np.uint8)
+    for i in range(20):
+        seeds = split(stream_seed(i, "test"), 3)
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            image.shape, [[[0.0, 0.0, 1.0, 1.0]]], seeds[0], aspect_ratio_range=(0.75, 1.33), area_range=(0.5, 1.0), max_attempts=20
+        )
+        expected = tf.slice(tf.image.convert_image_dtype(image, tf.float32), begin, size)
+        expected = tf.image.stateless_random_flip_left_right(expected, seeds[1])
+        expected = resize(tf.image.stateless_random_saturation(expected, 0.5, 2.0, seeds[2]), 64)
+        np.testing.assert_array_equal(augment(tf.constant(image), 64, stream_seed(i, "test")), expected)
+
+
+def test_validation_batches_are_the_same_in_every_pass(tiny_data):
+    dataset = validation_dataset(read_records(tiny_data, "validation", n_classes=4), **TINY, cached=True)
+    first, second = (np.concatenate([images for images, _ in dataset]) for _ in range(2))
+    assert len(first) == 12
+    np.testing.assert_array_equal(first, second)
+
+
 def test_augmentation_crops_flips_and_saturates_within_its_ranges():
     """On an image whose red is its column and green its row, a crop shows in the ranges, a flip in the order of columns."""
     ramp = np.linspace(0, 1, 64, dtype=np.float32)
@@ -161,9 +190,9 @@ def test_unknown_splits_are_refused(tiny_data):
 
 
 def test_missing_records_are_refused_with_the_command_that_makes_them(tmp_path):
-    for split in SPLITS:
-        with pytest.raises(UserError, match=rf"{split}\.tfrecord: no such file.*python -m mat\.data\.convert SOURCE {tmp_path}"):
-            read_records(tmp_path, split, n_classes=4)
+    for name in SPLITS:
+        with pytest.raises(UserError, match=rf"{name}\.tfrecord: no such file.*python -m mat\.data\.convert SOURCE {tmp_path}"):
+            read_records(tmp_path, name, n_classes=4)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,21 @@ def test_gradients_of_standardized_kernels_equal_those_of_the_formula():
     assert np.all(np.isfinite(ours))
 
 
+@pytest.mark.parametrize("compile_", [lambda function: function, tf.function])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_gradients_of_biases_are_summed_in_float32(precision, compile_):
+    layer = StandardizedConv2D(4, 3, dtype=precision)
+    images = tf.ones([4, 32, 32, 3])
+    layer(images)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(tf.cast(layer(images), tf.float32))
+        return tape.gradient(total, layer.bias.value)
+
+    np.testing.assert_allclose(compile_(gradient)(), np.full(4, 4 * 32 * 32), rtol=1e-2)
+
+
 def test_weights_prepared_once_give_the_same_results_and_gradients(golden_model):
     images = golden("forward")["images"][:2]
 
@@ -156,6 +171,12 @@ def test_layers_refuse_what_they_cannot_do():
         StripNormalization(0)
     with pytest.raises(ValueError, match="channels=12, groups=8"):
         StripNormalization().build((None, 8, 8, 12))
+    with pytest.raises(ValueError, match="height and width must be known"):
+        StripNormalization().build((None, None, 8, 16))
+    layer = StripNormalization()
+    layer(np.zeros((1, 8, 8, 16), np.float32))
+    with pytest.raises(ValueError, match="16, 16, 16"):
+        layer(np.zeros((1, 16, 16, 16), np.float32))  # of the same length in all, so that it could be mistaken for four images
 
 
 def test_logits_equal_the_original(golden_model):

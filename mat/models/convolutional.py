@@ -49,7 +49,9 @@ class StandardizedConv2D(PreparedLayer):
 
     def call(self, inputs):
         outputs = tf.nn.conv2d(inputs, self.prepared(), strides=self.strides, padding="SAME")
-        return tf.nn.bias_add(outputs, self.bias)  # which CPUs do in the convolution itself, as they do not for `+`
+        if outputs.dtype == tf.float32:
+            return tf.nn.bias_add(outputs, self.bias)  # CPUs do it in the convolution itself
+        return outputs + self.bias  # whose gradient sums in float32; that of bias_add gets stuck at 256, where bfloat16 has no 257
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], *(-(-size // self.strides) for size in input_shape[1:3]), self.filters)

@@ -1,6 +1,7 @@
 """Layers that make something of their weights before they use them, once for many calls."""
 
 import contextlib
+import functools
 
 import keras
 import tensorflow as tf
@@ -53,6 +54,7 @@ def compile_with(model, function, *, jit_compile):
         jit_compile: compile with XLA, as a whole.
     """
 
+    @functools.wraps(function)  # TensorFlow tells functions apart, in its warnings and profiles, by what is wrapped
     def prepared(*arguments):
         with prepared_once(model, xla=jit_compile):
             return function(*arguments)

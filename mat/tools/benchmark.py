@@ -45,9 +45,6 @@ def benchmark(arguments):
 
         result = {"config": plain_values(dataclasses.asdict(config)), **measurements.environment(config)}
     print_facts("Benchmark", {"device": result["device"], "versions": ", ".join(f"{k} {v}" for k, v in result["versions"].items())})
-    if "step" in parts:
-        result |= measurements.measure_step(config, arguments.repeats, breakdown=arguments.breakdown, profile=arguments.profile)
-        print_step(result)
     if "pipeline" in parts or "bank" in parts:
         with measurements.records_of(config) as records:
             if "pipeline" in parts:
@@ -55,6 +52,9 @@ def benchmark(arguments):
             if "bank" in parts:
                 result |= measurements.measure_bank(config, records)
         print_data(result)
+    if "step" in parts:
+        result |= measurements.measure_step(config, arguments.repeats, breakdown=arguments.breakdown, profile=arguments.profile)
+        print_step(result)
     print(json.dumps(result), flush=True)
 
 
@@ -97,7 +97,7 @@ def print_data(result):
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    return run_command("mat-benchmark", benchmark, parse_arguments(arguments))
+    return run_command("mat.tools.benchmark", benchmark, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 SERIES = {
-    "batch_size": [8, 16, 32, 64, 128],
+    "batch_size": [8, 32, 128],
     "n_patches": [10, 1000, 100_000],
-    "n_patch_trials": [1, 2, 5, 10],
-    "optimizer.n_iterations": [0, 1, 5, 10],
-    "image_size": [64, 96, 128],
+    "n_patch_trials": [1, 5, 10],
+    "optimizer.n_iterations": [0, 5, 10],
+    "image_size": [64, 128],
     "width": [1, 2, 4],
 }
 

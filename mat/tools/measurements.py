@@ -6,6 +6,7 @@ both sides. Shapes: `B` images a batch, `F` trials, `K` I-FGSM iterations, `P` m
 
 import contextlib
 import math
+import pathlib
 import platform
 import resource
 import statistics
@@ -21,6 +22,7 @@ from mat import __version__
 from mat.data.records import IMAGE, LABEL, record_path
 from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, read_records, resize, train_dataset
 from mat.devices import device_name, use_xla
+from mat.errors import NonFiniteLossError, UserError
 from mat.models import create_model
 from mat.models.convolutional import StandardizedConv2D
 from mat.models.prepared import compile_with
@@ -37,9 +39,7 @@ LEARNING_RATE = 1e-3  # finite losses on noise
 
 
 def environment(config):
-    """Device, versions and settings of this process, which is set up as a training run of `config` is."""
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    """Device, versions and whether XLA compiles the step."""
     return {
         "device": device_name(),
         "versions": {"mat": __version__, "python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__},
@@ -59,16 +59,21 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
     Returns:
         dict, ready for JSON.
     """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if profile is not None:
+        make_directory(profile)
     model = create_model(config)
     bank = random_bank(config) if config.n_patches else None
     first_step_seconds = _first_call_seconds(create_step(config, model, bank), *noise_batch(config, 1))
-    steps = {"mat": create_step(config, model, bank), "plain": create_step(config, model, None)}
+    steps = {"mat": create_step(config, model, bank)}
+    batch = noise_batch(config, config.batch_size)
+    _seconds(steps["mat"].train_on_batch, *batch)  # traces
+    peak_memory_bytes = peak_memory()  # before more is built that a training run does not hold
+    steps["plain"] = create_step(config, model, None)
     for step in steps.values():
         step.optimizer.learning_rate.assign(LEARNING_RATE)
-    batch = noise_batch(config, config.batch_size)
     seconds = {name: [] for name in steps}
-    _seconds(steps["mat"].train_on_batch, *batch)  # traces
-    peak_memory_bytes = peak_memory()  # before anything else is built that a training run does not hold
     convolutions = Convolutions(model, config.batch_size, config.precision)
     _seconds(steps["plain"].train_on_batch, *batch)
     with ProgressLine(repeats, "measuring the step") as line:
@@ -78,6 +83,8 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
                 seconds[name].append(_seconds(step.train_on_batch, *batch))
             line.update(done + 1, f"{done + 1}/{repeats}")
     convolutions.measure()
+    if any(int(step.failed_step) >= 0 for step in steps.values()):
+        raise NonFiniteLossError("the loss became NaN or infinite, so that no whole step was timed. Try precision: float32")
 
     n_trials, n_iterations = (config.n_patch_trials, config.optimizer.n_iterations) if bank else (0, 0)
     step_seconds, plain_seconds = (statistics.median(seconds[name]) for name in steps)
@@ -108,6 +115,14 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
         _seconds(steps["mat"].train_on_batch, *batch)
         tf.profiler.experimental.stop()
     return result
+
+
+def make_directory(path):
+    """Make a directory, before the minutes after which it is written to."""
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--profile {path}: cannot be made: {error.strerror or error}") from None
 
 
 def random_bank(config):
@@ -233,15 +248,26 @@ def records_of(config):
     if record_path(config.data_dir, "train").is_file():
         yield config.data_dir, f"of {config.data_dir}"
         return
+    scale = min(1.0, (64 / config.image_size) ** 2)  # as many bytes as at 64x64
+    counts = {name: max(int(scale * count), config.batch_size) for name, count in N_SYNTHETIC.items()}
     with tempfile.TemporaryDirectory(prefix="mat-benchmark-") as directory:
-        make_synthetic_records(directory, n_classes=config.n_classes, image_size=config.image_size, **N_SYNTHETIC)
-        yield directory, f"{N_SYNTHETIC['n_train']:,} synthetic ones ({config.data_dir} has none)"
+        try:
+            make_synthetic_records(directory, n_classes=config.n_classes, image_size=config.image_size, **counts)
+        except OSError as error:
+            raise UserError(f"{directory}: synthetic records cannot be written: {error.strerror or error}. Set TMPDIR") from None
+        yield directory, f"{counts['n_train']:,} synthetic ones ({config.data_dir} has none)"
 
 
 def measure_pipeline(config, records, repeats):
-    """Images/s of the training pipeline alone and of `plain_pipeline`, in turns."""
+    """Images/s of the training pipeline alone and of `plain_pipeline`, in turns.
+
+    To be called before `measure_step` turns on deterministic operations, under which the random ones of the plain pipeline cannot run in
+    parallel; ours are stateless and do not care.
+    """
     directory, words = records
     train_records = read_records(directory, "train", n_classes=config.n_classes)
+    if len(train_records.labels) < config.batch_size:
+        raise UserError(f"{train_records.path}: {len(train_records.labels)} records do not fill a batch of batch_size: {config.batch_size}")
     arguments = {"batch_size": config.batch_size, "n_classes": config.n_classes, "image_size": config.image_size}
     pipelines = {
         "pipeline_images_per_second": lambda: train_dataset(
