@@ -10,7 +10,7 @@ import tensorflow as tf
 from mat.config import OptimizerConfig, PatchTrainingConfig
 from mat.models import create_model
 from mat.models.resnet import forward_flops
-from mat.tools import measurements
+from mat.tools import growth, measurements
 from mat.tools.benchmark import main
 from tests.conftest import SMALL
 
@@ -68,6 +68,19 @@ def test_one_part_alone_and_plain_training(tmp_path, capsys, synthetic):
     _, _, _, result = run(tmp_path, capsys, "--only", "bank")
     assert "step_seconds" not in result
     assert result["sample_bank_seconds"] > 0
+
+
+def test_growth_prints_a_row_a_value_with_its_exponent(monkeypatch, capsys):
+    def measure(_, key, value):
+        assert key == "width"
+        return {"step_seconds": 0.5 * value, "step_gflops": 4.0 * value, "plain_step_seconds": 0.1, "peak_memory_bytes": 2**30}
+
+    monkeypatch.setattr(growth, "measure", measure)
+    assert growth.main(["config.yaml", "--keys", "width"]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[0] == ["`width`", "1", "0.500", "", "2", "", "0.100", "1.00"]
+    assert rows[1] == ["`width`", "2", "1.000", "1.00", "8", "2.00", "0.100", "1.00"]
+    assert len(rows) == 3
 
 
 def test_faults_are_told_in_one_message(tmp_path, capsys):

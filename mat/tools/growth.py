@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 
+from mat.commands import run_command
+
 SERIES = {
     "batch_size": [8, 32, 128],
     "n_patches": [10, 1000, 100_000],
@@ -16,7 +18,7 @@ SERIES = {
 }
 
 
-def parse_arguments():
+def parse_arguments(arguments):
     """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(
         prog="python -m mat.tools.growth",
@@ -28,7 +30,7 @@ def parse_arguments():
     parser.add_argument(
         "--keys", metavar="KEY", nargs="+", choices=list(SERIES), default=list(SERIES), help="keys to change (default: all)"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def measure(arguments, key, value):
@@ -46,9 +48,8 @@ def exponent(one, other, values):
     return f"{math.log(other / one) / math.log(values[1] / values[0]):.2f}" if values[0] else ""
 
 
-def main():
+def grow(arguments):
     """Run the series; a row is printed as soon as it is measured."""
-    arguments = parse_arguments()
     print("| key | value | s a step | exponent | GFLOP a step | its exponent | plain step, s | peak memory, GiB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for key in arguments.keys:
@@ -65,5 +66,10 @@ def main():
             before = value, seconds, gflop
 
 
+def main(arguments=None):
+    """Run the command; returns the exit status."""
+    return run_command("mat.tools.growth", grow, parse_arguments(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
