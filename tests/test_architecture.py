@@ -18,7 +18,7 @@ LAYERS = [
     ["train", "evaluate", "tools.benchmark", "tools.growth"],
     ["tools.measurements"],
     ["trainer"],
-    ["evaluator", "results", "step", "data.convert", "tools.synthetic"],
+    ["evaluator", "results", "step", "data.convert", "tools.synthetic", "tools.convolutions"],
     ["evaluation", "report", "pictures", "data.splits"],
     ["universal", "data.demo", "data.tiny_imagenet"],
     ["patch", "attack", "models", "grid", "report_directory"],

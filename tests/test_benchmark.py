@@ -12,6 +12,7 @@ from mat.models import create_model
 from mat.models.resnet import forward_flops
 from mat.tools import growth, measurements
 from mat.tools.benchmark import main
+from mat.tools.convolutions import Convolutions
 from tests.conftest import SMALL
 
 SETTINGS = {**SMALL, "batch_size": 4, "n_patches": 5, "n_patch_trials": 2, "patch_shape": [4, 4, 3], "deterministic": False}
@@ -52,7 +53,7 @@ def test_benchmark_measures_step_pipeline_and_bank_without_data(tmp_path, capsys
 def test_the_work_of_a_step_is_counted_in_forward_passes():
     config = PatchTrainingConfig(**SETTINGS)
     model = create_model(config)
-    convolutions = measurements.Convolutions(model, 4, "float32")
+    convolutions = Convolutions(model, 4, "float32")
     counts = convolutions.equivalents(5, 5)
     assert counts == [17] + [18] * (len(counts) - 1)
     assert convolutions.equivalents(1, 0)[1] == 3  # SELECT with one trial evaluates nothing

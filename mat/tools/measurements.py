@@ -1,11 +1,11 @@
-"""What `mat.tools.benchmark` measures: the training step, the convolutions in it, the input pipeline and the bank.
+"""What `mat.tools.benchmark` measures: the training step beside its convolutions, the input pipeline and the bank.
 
 All timings of one function are medians, and what is compared is timed in turns, so that a machine that slows down for a while slows down
 both sides. Shapes: `B` images a batch, `F` trials, `K` I-FGSM iterations, `P` meta-patches.
 """
 
 import contextlib
-import math
+import dataclasses
 import pathlib
 import platform
 import resource
@@ -24,16 +24,13 @@ from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, 
 from mat.devices import device_name, use_xla
 from mat.errors import NonFiniteLossError, UserError
 from mat.models import create_model
-from mat.models.convolutional import StandardizedConv2D
 from mat.models.prepared import compile_with
-from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches
-from mat.seeds import stream_seed
 from mat.terminal import ProgressLine
+from mat.tools.convolutions import Convolutions, seconds_of
 from mat.tools.synthetic import make_synthetic_records
 from mat.trainer import create_step, sample_patches
 
 N_SYNTHETIC = {"n_train": 100_000, "n_validation": 10_000}  # as many as Tiny ImageNet has
-CONVOLUTION_CALLS = 3  # of each convolution in a round
 PIPELINE_SECONDS = 2.0  # of each pipeline in a round
 LEARNING_RATE = 1e-3  # finite losses on noise
 
@@ -68,19 +65,19 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
     first_step_seconds = _first_call_seconds(create_step(config, model, bank), *noise_batch(config, 1))
     steps = {"mat": create_step(config, model, bank)}
     batch = noise_batch(config, config.batch_size)
-    _seconds(steps["mat"].train_on_batch, *batch)  # traces
+    seconds_of(steps["mat"].train_on_batch, *batch)  # traces
     peak_memory_bytes = peak_memory()  # before more is built that a training run does not hold
     steps["plain"] = create_step(config, model, None)
     for step in steps.values():
         step.optimizer.learning_rate.assign(LEARNING_RATE)
     seconds = {name: [] for name in steps}
     convolutions = Convolutions(model, config.batch_size, config.precision)
-    _seconds(steps["plain"].train_on_batch, *batch)
+    seconds_of(steps["plain"].train_on_batch, *batch)
     with ProgressLine(repeats, "measuring the step") as line:
         for done in range(repeats):
             convolutions.measure()
             for name, step in steps.items():
-                seconds[name].append(_seconds(step.train_on_batch, *batch))
+                seconds[name].append(seconds_of(step.train_on_batch, *batch))
             line.update(done + 1, f"{done + 1}/{repeats}")
     convolutions.measure()
     if any(int(step.failed_step) >= 0 for step in steps.values()):
@@ -112,7 +109,7 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
         result["breakdown"] = measure_parts(steps, batch, repeats)
     if profile is not None:
         tf.profiler.experimental.start(profile)
-        _seconds(steps["mat"].train_on_batch, *batch)
+        seconds_of(steps["mat"].train_on_batch, *batch)
         tf.profiler.experimental.stop()
     return result
 
@@ -126,17 +123,8 @@ def make_directory(path):
 
 
 def random_bank(config):
-    """A bank as `config` wants it, but of noise, which costs a step the same."""
-    return PatchBank(
-        random_patches(config.n_patches, config.patch_shape, seed=stream_seed(config.seed, "bank/patches")),
-        initial_targets(config.n_patches, config.n_classes),
-        initial_step_sizes(
-            config.n_patches,
-            min_step_size=config.optimizer.min_step_size,
-            max_step_size=config.optimizer.max_step_size,
-            seed=stream_seed(config.seed, "bank/step_sizes"),
-        ),
-    )
+    """A `PatchBank` as `config` wants it, but of noise, which costs a step the same and needs no images."""
+    return sample_patches(dataclasses.replace(config, patch_initialization="random"), None)
 
 
 def noise_batch(config, batch_size):
@@ -149,9 +137,9 @@ def noise_batch(config, batch_size):
 def measure_parts(steps, batch, repeats):
     """Seconds of SELECT, I-FGSM and REPTILE, each compiled as a function of its own, and of OPT, which is the plain step."""
     step, (images, labels) = steps["mat"], batch
-    seconds = {"OPT": [_seconds(steps["plain"].train_on_batch, *batch) for _ in range(repeats)]}
+    seconds = {"OPT": [seconds_of(steps["plain"].train_on_batch, *batch) for _ in range(repeats)]}
     if step.bank is None:
-        return {name: statistics.median(times) for name, times in seconds.items()}
+        return {"OPT": statistics.median(seconds["OPT"])}
 
     def compiled(function):
         return compile_with(step.model, function, jit_compile=step.jit_compile)
@@ -165,81 +153,9 @@ def measure_parts(steps, batch, repeats):
         "REPTILE": (compiled(lambda refined, indices: step.bank.update(refined, indices, step.patch_lr)), (refined, indices)),
     }
     for name, (function, arguments) in parts.items():
-        _seconds(function, *arguments)  # traces
-        seconds[name] = [_seconds(function, *arguments) for _ in range(repeats)]
+        seconds_of(function, *arguments)  # traces
+        seconds[name] = [seconds_of(function, *arguments) for _ in range(repeats)]
     return {name: statistics.median(seconds[name]) for name in ("SELECT", "I-FGSM", "OPT", "REPTILE")}
-
-
-class Convolutions:
-    """The convolutions of a model as the framework's bare operations, forward, at the model's shapes, batch and dtype.
-
-    Convolutions of equal shape are timed once.
-    """
-
-    def __init__(self, model, batch_size, precision):
-        self.batch_size = batch_size
-        self.dtype = tf.as_dtype(keras.DTypePolicy(precision).compute_dtype)
-        self.layers = [layer for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D))]
-        self.functions = {}
-        for layer in self.layers:
-            if self._shapes(layer) not in self.functions:
-                self.functions[self._shapes(layer)] = self._function(*self._shapes(layer))
-        self.times = {shapes: [] for shapes in self.functions}
-
-    def _shapes(self, layer):
-        """Input [H, W, C], kernel [h, w, C, filters] and stride of a layer, hashable."""
-        strides = layer.strides if isinstance(layer.strides, int) else layer.strides[0]
-        return tuple(layer.input.shape[1:]), tuple(layer.kernel.shape), strides
-
-    def _function(self, input_shape, kernel_shape, strides):
-        shapes = [self.batch_size, *input_shape], kernel_shape
-        inputs, kernel = (tf.Variable(tf.cast(tf.random.stateless_normal(shape, [0, 0]), self.dtype)) for shape in shapes)
-        function = tf.function(lambda: tf.nn.conv2d(inputs, kernel, strides, "SAME"), autograph=False).get_concrete_function()
-        _seconds(function)  # warm-up
-        return function
-
-    def measure(self):
-        """One round: time every convolution a few times."""
-        for shapes, function in self.functions.items():
-            self.times[shapes] += [_seconds(function) for _ in range(CONVOLUTION_CALLS)]
-
-    def equivalents(self, n_trials, n_iterations):
-        """How many forward passes each layer's work in a step is worth, a list of integers in the order of the layers.
-
-        Forward F + K + 1, input gradient K + 1 (K in the first layer, as OPT needs none there), weight gradient 1; no forward pass for
-        SELECT with F = 1, which evaluates nothing.
-        """
-        forward = (0 if n_trials == 1 else n_trials) + n_iterations + 1
-        return [forward + n_iterations + (i > 0) + 1 for i in range(len(self.layers))]
-
-    def bound_seconds(self, equivalents):
-        """What a step takes whose every pass is as fast as the bare forward convolution and that does nothing else."""
-        return sum(n * self._median(layer) for n, layer in zip(equivalents, self.layers, strict=True))
-
-    def gflop(self, equivalents):
-        """Multiplications and additions of the convolutions in a step, in 1e9."""
-        return sum(n * self._gflop(layer) for n, layer in zip(equivalents, self.layers, strict=True))
-
-    def report(self, equivalents):
-        """Name, shapes, seconds and GFLOP/s of each layer alone."""
-        return [
-            {
-                "name": layer.name,
-                "input": self._shapes(layer)[0],
-                "kernel": self._shapes(layer)[1],
-                "strides": self._shapes(layer)[2],
-                "seconds": self._median(layer),
-                "gflops": self._gflop(layer) / self._median(layer),
-                "forward_equivalents": n,
-            }
-            for n, layer in zip(equivalents, self.layers, strict=True)
-        ]
-
-    def _median(self, layer):
-        return statistics.median(self.times[self._shapes(layer)])
-
-    def _gflop(self, layer):
-        return 2e-9 * self.batch_size * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
 
 
 @contextlib.contextmanager
@@ -321,8 +237,8 @@ def peak_memory():
 
 def _first_call_seconds(step, images, labels):
     """Tracing and compilation: the first call less a warm one."""
-    first = _seconds(step.train_on_batch, images, labels)
-    return first - _seconds(step.train_on_batch, images, labels)
+    first = seconds_of(step.train_on_batch, images, labels)
+    return first - seconds_of(step.train_on_batch, images, labels)
 
 
 def _images_per_second(dataset, batch_size):
@@ -336,14 +252,6 @@ def _images_per_second(dataset, batch_size):
         next(batches)
         n_batches += 1
     return n_batches * batch_size / (time.perf_counter() - start)
-
-
-def _seconds(function, *arguments):
-    """Seconds of one call, until the device is done."""
-    start = time.perf_counter()
-    function(*arguments)
-    tf.test.experimental.sync_devices()
-    return time.perf_counter() - start
 
 
 def _timed(function, *arguments, **keywords):
