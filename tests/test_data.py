@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.data.records import make_example
+from mat.data.records import make_example, record_path, write_records
 from mat.data.splits import class_names, fingerprint
 from mat.data.tiny_imagenet import (
     SPLITS,
@@ -225,6 +225,16 @@ def test_damaged_files_are_refused_with_what_is_intact(tiny_data):
         writer.write(b"\xff no example")
     with pytest.raises(UserError, match="record 1 is not an example"):
         read_records(tiny_data, "train", n_classes=4)
+
+
+@pytest.mark.parametrize(("n_records", "bad"), [(1, 0), (8, 7), (11, 5), (11, 10)])
+def test_an_image_that_cannot_be_decoded_is_found_wherever_it_is(tmp_path, n_records, bad):
+    """Images are checked several in a call, and those that are left over one by one."""
+    jpegs = [tf.io.encode_jpeg(np.zeros((8, 8, 3), np.uint8)).numpy()] * n_records
+    jpegs[bad] = b"no image"
+    write_records(record_path(tmp_path, "train"), (make_example(jpeg, "n0", 1, (0, 0, 7, 7)) for jpeg in jpegs))
+    with pytest.raises(UserError, match=f"record {bad} has an image that cannot be decoded"):
+        read_records(tmp_path, "train", n_classes=4)
 
 
 # Folders of data.

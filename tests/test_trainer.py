@@ -226,3 +226,10 @@ def test_patch_grid_shows_every_patch_in_its_place():
     assert grid.shape == (2 * cell, 3 * cell, 3)
     centers = grid[cell // 2 :: cell, cell // 2 :: cell, 0]
     np.testing.assert_array_equal(centers, [[0, 64, 128], [191, 255, 255]])
+
+
+@pytest.mark.parametrize("fast", [True, False, None])
+def test_the_plan_says_where_bfloat16_does_not_help(tiny_config, monkeypatch, capsys, fast):
+    monkeypatch.setattr("mat.trainer.bfloat16_is_fast", lambda: fast)
+    Trainer(tiny_config(precision="mixed_bfloat16"))._print_plan()
+    assert ("mixed_bfloat16 will not help" in capsys.readouterr().out) == (fast is False)
