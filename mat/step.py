@@ -184,11 +184,11 @@ class Momentum(tf.Module):
         super().__init__(name="momentum")
         self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
         self.velocities = [tf.Variable(tf.zeros(v.shape), trainable=False, name="velocity") for v in variables]
-        self._variables = variables
+        self._weights = variables
 
     def apply(self, gradients):
         """One step along gradients, a list in the order of the variables."""
-        for variable, velocity, gradient in zip(self._variables, self.velocities, gradients, strict=True):
+        for variable, velocity, gradient in zip(self._weights, self.velocities, gradients, strict=True):
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=variable.value.handle,
                 accum=velocity.handle,

@@ -71,8 +71,10 @@ class Trainer:
             console.print(f"{self.results.path}: no checkpoint to resume from; starting afresh")
             return
         try:
-            self.state.restore(self.results.checkpoint).assert_consumed()
-        except AssertionError:
+            status = self.state.restore(self.results.checkpoint)
+            status.expect_partial()  # what does not fit is told below, not in warnings at the end
+            status.assert_consumed()
+        except (AssertionError, ValueError):  # other variables, or of other shapes
             raise UserError(
                 f"{self.results.checkpoint}: was written by another version of this program. Start afresh under another unique_name, or go "
                 "on from its weights with initial_weights"

@@ -233,3 +233,11 @@ def test_the_plan_says_where_bfloat16_does_not_help(tiny_config, monkeypatch, ca
     monkeypatch.setattr("mat.trainer.bfloat16_is_fast", lambda: fast)
     Trainer(tiny_config(precision="mixed_bfloat16"))._print_plan()
     assert ("mixed_bfloat16 will not help" in capsys.readouterr().out) == (fast is False)
+
+
+def test_a_checkpoint_of_other_variables_is_refused(tiny_config):
+    config = tiny_config(n_epochs=1, n_patches=0)
+    Trainer(config).fit()
+    tf.train.Checkpoint(other=tf.Variable(1.0)).write(ResultDirectory(config, resume=True).checkpoint)
+    with pytest.raises(UserError, match="ckpt-0: was written by another version"):
+        Trainer(config, resume=True)
