@@ -159,6 +159,13 @@ class PatchTrainingConfig:
     )
     optimizer: OptimizerConfig = key(OptimizerConfig(), OptimizerConfig, "the inner optimizer, I-FGSM")
 
+    bad_records: str = key("stop", str, "what records that cannot be used do: stop the run, or be passed over", choices=("stop", "skip"))
+    max_bad_records: int = key(
+        100, int, "most records of a file that bad_records: skip passes over; more stop the run", minimum=0, maximum=10**9
+    )
+    checkpoint_every_minutes: float = key(10.0, float, "minutes between checkpoints within an epoch", above=0, maximum=1e6)
+    checkpoints_to_keep: int = key(2, int, "newest checkpoints that are kept", minimum=1, maximum=1000)
+
     robust_evaluation: str = key(
         "quick", str, "accuracy under universal patch attacks, measured after training", choices=("none", "quick", "full")
     )
@@ -269,6 +276,11 @@ class PatchTrainingConfig:
         if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts or max(len(part.encode()) for part in parts) > MAX_NAME:
             raise UserError(f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}")
         return replace(self, unique_name=name)
+
+    @property
+    def bad_records_allowed(self):
+        """How many bad records of a file are passed over."""
+        return self.max_bad_records if self.bad_records == "skip" else 0
 
     def without_patches(self):
         """The config of the plain baseline: the same but for the patches, beside this run's result directory."""

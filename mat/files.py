@@ -1,5 +1,6 @@
 """Files that are there as a whole or not at all, and directories that can be made."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -17,15 +18,23 @@ def npz(**arrays):
 
 
 def replace_file(path, content):
-    """Write bytes as a whole file, under a temporary name that then replaces `path`.
+    """Write bytes as a whole file, under a temporary name that replaces `path` once they are on the disk.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; what was there stays, and nothing is left beside it.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def check_writable(path, remedy):

@@ -14,6 +14,9 @@ WNID = "label/wnid"
 LABEL = "label/tiny_imagenet"
 BOX = ("bbox/xmin", "bbox/ymin", "bbox/xmax", "bbox/ymax")
 
+HEADER, CHECKSUM = 12, 4  # bytes before and after the payload of a record
+FRAME = HEADER + CHECKSUM
+
 
 def record_path(data_dir, split):
     """The TFRecord file of a split: `data_dir/split.tfrecord`."""
@@ -62,6 +65,52 @@ def write_records(path, examples):
     with tf.io.TFRecordWriter(str(path)) as writer:
         for example in examples:
             writer.write(example)
+
+
+def framed_payloads(content):
+    """Where the records of a TFRecord file lie, as far as its framing is intact.
+
+    A record is its length (8 bytes), the length's checksum (4), the payload, and the payload's checksum (4), which is not looked at here.
+
+    Args:
+        content: the bytes of the file, or anything that gives bytes when sliced, such as an `mmap`.
+
+    Returns:
+        list of (start, stop) of the payloads, and the position of the first byte that belongs to no whole record: the size of an
+        undamaged file.
+    """
+    spans, position = [], 0
+    while position + FRAME <= len(content):
+        header = content[position : position + HEADER]
+        start = position + HEADER
+        stop = start + int.from_bytes(header[:8], "little")
+        if _masked_crc(header[:8]) != int.from_bytes(header[8:], "little") or stop + CHECKSUM > len(content):
+            break
+        spans.append((start, stop))
+        position = stop + CHECKSUM
+    return spans, position
+
+
+def _crc_table():
+    """CRC-32C of every byte."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _masked_crc(content):
+    """The checksum that TFRecord files keep of `content`: its CRC-32C, rotated and offset."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _bytes(value):
