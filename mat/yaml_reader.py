@@ -1,34 +1,73 @@
 """Reading YAML files of plain values: safely, strictly, and with the two tags that the original's config files carry."""
 
 import re
+import reprlib
 
 import yaml
 
 from mat.errors import UserError
 
+MAX_BYTES = 1 << 18  # of a config file
+MAX_NODES = 10_000  # values of a config, aliases written out
+MAX_NUMBER = 100  # characters of a number; Python's own conversions take quadratic time, or refuse, from some thousand on
+MAX_SHOWN = 80  # characters of a value in a message
+MAX_PRINTABLE = 200  # characters of other text in a message
+
 ORIGINAL_TAGS = ("config.PatchTrainingConfig", "config.OptimizerConfig")
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+_REPR = reprlib.Repr()  # its cost does not grow with the value
+_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = MAX_SHOWN
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """A safe loader with YAML 1.2 floats (`1e-4` is a number), the original's two tags, and no duplicate keys."""
+    """A safe loader with YAML 1.2 floats (`1e-4` is a number), the original's two tags, no duplicate keys, and values of bounded size."""
 
-    def construct_mapping(self, node, deep=False):
-        """A mapping without duplicate keys."""
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "a section must be a mapping of keys to values", node.start_mark)
+    def __init__(self, text):
+        super().__init__(text)
+        self.n_nodes = 0  # composed so far, aliases written out
+
+    def compose_node(self, parent, index):
+        """A node. PyYAML shares what aliases name, but whatever compares or prints it goes through it once for each alias."""
+        is_alias, mark, n_before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self.n_nodes
+        node = super().compose_node(parent, index)
+        if not is_alias:
+            self.n_nodes += 1
+            node.n_nodes = self.n_nodes - n_before
+        elif hasattr(node, "n_nodes"):
+            self.n_nodes += node.n_nodes
+        else:
+            raise yaml.composer.ComposerError(None, None, "the alias stands for a value that it is itself a part of", mark)
+        if self.n_nodes > MAX_NODES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_NODES} values, with the aliases written out", mark)
+        return node
+
+    def compose_mapping_node(self, anchor):
+        """A mapping without duplicate keys; what merge keys bring in may be given again."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node.value, str) else None
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {shown(key)} is given twice", key_node.start_mark)
             seen.add(key)
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        """A mapping, as it is."""
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "a section must be a mapping of keys to values", node.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node, deep=False):
         """A value; PyYAML's constructors fail in their own ways on a scalar that its explicit tag does not fit."""
+        if node.tag in NUMBER_TAGS and len(node.value) > MAX_NUMBER:
+            raise yaml.constructor.ConstructorError(None, None, f"a number of more than {MAX_NUMBER} characters", node.start_mark)
         try:
             return super().construct_object(node, deep)
-        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
             problem = f"the value does not fit its tag {node.tag.replace('tag:yaml.org,2002:', '!!')} ({error})"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
@@ -50,43 +89,72 @@ _ConfigLoader.add_constructor(None, _ConfigLoader.refuse_tag)
 
 
 def read_mapping(path):
-    """The mapping that a YAML file holds."""
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: the file, of UTF-8 text.
+
+    Returns:
+        dict of plain values.
+
+    Raises:
+        UserError: the file cannot be read, is too large, or is not the YAML of a mapping of plain values.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(
+                f"{path}: more than {MAX_BYTES:,} bytes, so not a config. Give the path of a YAML file, such as configs/mat.yaml"
+            )
+        values = _load(content.decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file. Give the path of a YAML file, such as configs/mat.yaml") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Give the path of a YAML file, such as configs/mat.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a valid config: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values (key: value). Received: {shown(values)}")
     return values
 
 
+def _load(text):
+    """The value that YAML text holds; a ValueError in words if it is not that of plain values."""
+    try:
+        return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of escapes such as "\UFFFFFFFF"
+        raise ValueError(_one_line(error)) from None
+
+
 def _one_line(error):
     """What a YAML error says, in one line with its position."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None:
-        return " ".join(str(error).split())
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        return printable(str(error))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {printable(str(problem))}"
 
 
 def apply_override(values, override):
-    """Put `key=value` (nested: `section.key=value`) into the mapping."""
+    """Put `key=value` (nested: `section.key=value`) into the mapping.
+
+    Raises:
+        UserError: the override has no key, its value is not YAML, or its section is none.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {override!r}")
+        raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {shown(override)}")
     try:
-        value = yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from None
+        value = _load(text)
+    except ValueError as error:
+        raise UserError(f"--set {printable(override)}: the value is not valid YAML: {error}") from None
     *sections, key = name.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UserError(f"--set {override}: {section} is not a section of the config")
+            raise UserError(f"--set {printable(override)}: {printable(section)} is not a section of the config")
     values[key] = value
 
 
@@ -95,7 +163,14 @@ def shown(value):
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     try:
-        text = repr(value)
+        text = _REPR.repr(value)
     except ValueError:  # Python prints no integers of thousands of digits
         return "a very large number"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def printable(text):
+    """Text of a file as a message shows it: in one line, short, and without what would steer a terminal."""
+    text = " ".join(text[: 4 * MAX_PRINTABLE].split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= MAX_PRINTABLE else text[: MAX_PRINTABLE - 3] + "..."

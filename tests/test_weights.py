@@ -42,10 +42,10 @@ def test_layers_are_matched_by_order_whatever_their_numbers(tmp_path):
             kind, _, number = name.rpartition("_") if name[-1].isdigit() else (name, "", "0")
             renamed.append(f"{kind}_{int(number) + 7}")
             group = new.create_group(renamed[-1])
-            group.attrs["weight_names"] = [f"w{i}" for i in range(len(old[name].attrs["weight_names"]))]
+            group.attrs["weight_names"] = np.array([f"w{i}".encode() for i in range(len(old[name].attrs["weight_names"]))])
             for i, weight in enumerate(old[name].attrs["weight_names"]):
                 group[f"w{i}"] = old[name][weight][()]
-        new.attrs["layer_names"] = renamed
+        new.attrs["layer_names"] = np.array([name.encode() for name in renamed])
     load_weights(other, tmp_path / "renumbered.h5")
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
     np.testing.assert_array_equal(other(images), model(images))
