@@ -96,7 +96,7 @@ def evaluate_weights(config, arguments):
     bank = arguments.bank
     if bank is None and "bank" in config.evaluation.starts and (found := weights.with_name("patches.npz")).is_file():
         bank = found
-    splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
+    splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)
     evaluate(config, model, splits, directory, weights=weights, bank=bank, patches_from=arguments.patches_from, resume=arguments.resume)
 
 

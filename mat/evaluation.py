@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mat.data.tiny_imagenet import Records, validation_dataset
+from mat.data.reading import Records
+from mat.data.tiny_imagenet import validation_dataset
 from mat.devices import use_xla
 from mat.errors import UserError
 from mat.grid import Restart, chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, plan_grid

@@ -4,24 +4,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.data.records import make_example, record_path, write_records
-from mat.data.splits import class_names, fingerprint
-from mat.data.tiny_imagenet import (
-    SPLITS,
-    Records,
-    augment,
-    initial_images,
-    load_dataset,
-    read_records,
-    resize,
-    smooth_one_hot,
-    train_dataset,
-    validation_dataset,
-)
+from mat.data import reading
+from mat.data import records as schema
+from mat.data.reading import SPLITS, Records, read_records
+from mat.data.records import framed_payloads, make_example, record_path, write_records
+from mat.data.splits import class_names, fingerprint, read_splits
+from mat.data.tiny_imagenet import augment, initial_images, load_dataset, resize, smooth_one_hot, train_dataset, validation_dataset
 from mat.errors import UserError
-from mat.seeds import split, stream_seed
+from mat.seeds import generator, split, stream_seed
 from tests.conftest import GOLDEN, golden, write_tiny_split
 
+GIF = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+WEBP = b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0/\0\0\0\0\x07\x10\x11\xfd\x0fDD\xff\x03"
 TINY = {"batch_size": 8, "n_classes": 4, "image_size": 16}
 
 
@@ -203,6 +197,8 @@ def test_missing_records_are_refused_with_the_command_that_makes_them(tmp_path):
         ({"label": -7}, "record 0 has the label -7"),
         ({"jpeg": b"no image"}, "record 0 has an image that cannot be decoded"),
         ({"jpeg": b""}, "record 0 has an image that cannot be decoded"),
+        ({"jpeg": GIF}, "record 0 has an image that cannot be decoded as JPEG or PNG"),
+        ({"jpeg": WEBP}, "record 0 has an image that cannot be decoded as JPEG or PNG"),
     ],
 )
 def test_faulty_records_are_refused_by_number(tiny_data, example, words):
@@ -235,6 +231,156 @@ def test_an_image_that_cannot_be_decoded_is_found_wherever_it_is(tmp_path, n_rec
     write_records(record_path(tmp_path, "train"), (make_example(jpeg, "n0", 1, (0, 0, 7, 7)) for jpeg in jpegs))
     with pytest.raises(UserError, match=f"record {bad} has an image that cannot be decoded"):
         read_records(tmp_path, "train", n_classes=4)
+
+
+def corrupt(path, *records):
+    """Flip a bit in the payload of each of these records."""
+    content = bytearray(path.read_bytes())
+    spans, _ = framed_payloads(content)
+    for record in records:
+        content[spans[record][0] + 30] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_wrong_checksum_stops_with_the_record_and_the_way_out(tiny_data):
+    corrupt(tiny_data / "train.tfrecord", 17, 20)
+    with pytest.raises(UserError, match=r"train\.tfrecord: record 17 is corrupt \(its checksum does not fit\)\. .*bad_records: skip"):
+        read_records(tiny_data, "train", n_classes=4)
+
+
+@pytest.mark.parametrize("records", [[0], [31], [0, 1, 2, 3], [3, 4, 5, 15, 16, 31], range(31), range(32), []])
+def test_corrupt_records_are_found_wherever_they_are(tiny_data, monkeypatch, records):
+    monkeypatch.setattr(schema, "RANGE", 4)
+    path = tiny_data / "train.tfrecord"
+    corrupt(path, *records)
+    np.testing.assert_array_equal(schema.corrupt_records(path, schema.record_starts(path)), list(records))
+
+
+JPEG = tf.io.encode_jpeg(np.zeros((8, 8, 3), np.uint8)).numpy()
+SOF = JPEG.index(b"\xff\xc0")
+
+
+def write_bad_split(data_dir):
+    """14 records, of which those with an even number are bad in seven ways; the labels of the good ones are 0, 1, 2, 3, 0, 1, 2."""
+    box = (0, 0, 7, 7)
+    giant = JPEG[: SOF + 5] + b"\xff\xdb\xff\xdc" + JPEG[SOF + 9 :]  # the largest sides that libjpeg takes are of 65500
+    bad = [
+        make_example(JPEG, "n0", 0, box),  # corrupt below
+        b"\xff no example",
+        make_example(JPEG),
+        make_example(JPEG, "n0", 4, box),
+        make_example(b"no image", "n0", 0, box),
+        make_example(giant, "n0", 0, box),
+        make_example(JPEG[:-30], "n0", 0, box),
+    ]
+    good = [make_example(tf.io.encode_png(np.full((8, 8, 3), i, np.uint8)).numpy(), "n0", i % 4, box) for i in range(7)]
+    path = record_path(data_dir, "train")
+    write_records(path, [record for pair in zip(bad, good, strict=True) for record in pair])
+    corrupt(path, 0)
+    return path
+
+
+def test_bad_records_are_passed_over_and_reported_in_one_line(tmp_path, capsys):
+    path = write_bad_split(tmp_path)
+    records = read_records(tmp_path, "train", n_classes=4, max_bad_records=7)
+    assert [tf.io.decode_png(image)[0, 0, 0].numpy() for image in records.images] == list(range(7))
+    np.testing.assert_array_equal(records.labels, [0, 1, 2, 3, 0, 1, 2])
+    assert capsys.readouterr().out == (
+        f"{path}: passing over 7 bad of 14 records: record 0 is corrupt (its checksum does not fit), "
+        "record 2 is not an example of an image and a label, record 4 has no label (feature label/tiny_imagenet), ...\n"
+    )
+
+
+def test_every_kind_of_bad_record_has_its_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reading, "FAULTS_SHOWN", 7)
+    write_bad_split(tmp_path)
+    read_records(tmp_path, "train", n_classes=4, max_bad_records=7)
+    line = capsys.readouterr().out
+    assert "record 6 has the label 4, and n_classes: 4 allows 0 .. 3, record 8 has an image that cannot be decoded" in line
+    assert "record 10 has an image of 65500x65499 pixels; at most 4096x4096 are read, record 12 has an image that cannot be decoded" in line
+    assert "..." not in line
+
+
+def test_more_bad_records_than_allowed_are_refused(tmp_path, tiny_data):
+    path = write_bad_split(tmp_path)
+    with pytest.raises(
+        UserError, match=r"7 of 14 records are bad, and max_bad_records: 6 allows fewer: record 0 is corrupt .*raise max_bad_records"
+    ):
+        read_records(tmp_path, "train", n_classes=4, max_bad_records=6)
+    with pytest.raises(UserError, match=r"record 0 is corrupt .*bad_records: skip"):
+        read_records(tmp_path, "train", n_classes=4)
+    content = path.read_bytes()
+    path.write_bytes(content[: framed_payloads(content)[0][0][1] + 4])
+    with pytest.raises(UserError, match=r"all 1 records are bad: record 0 is corrupt"):
+        read_records(tmp_path, "train", n_classes=4, max_bad_records=100)
+
+
+def test_damaged_framing_is_refused_whatever_may_be_passed_over(tiny_data):
+    path = tiny_data / "train.tfrecord"
+    content = path.read_bytes()
+    start, stop = framed_payloads(content)[0][5]
+    path.write_bytes(content[:start] + b"?" + content[start:])
+    with pytest.raises(UserError, match=rf"truncated or corrupt after 6 intact records, at byte {stop + 4} of {len(content) + 1}\. "):
+        read_records(tiny_data, "train", n_classes=4, max_bad_records=100)
+
+
+def test_data_sets_and_splits_pass_over_bad_records(tiny_data):
+    corrupt(tiny_data / "train.tfrecord", 3)
+    corrupt(tiny_data / "validation.tfrecord", 4)
+    assert [len(records.labels) for records in read_splits("tiny_imagenet", tiny_data, n_classes=4, max_bad_records=1)] == [31, 11]
+    assert sum(len(labels) for _, labels in load_dataset(tiny_data, "validation", **TINY, max_bad_records=1)) == 11
+    with pytest.raises(UserError, match="record 3 is corrupt"):
+        read_splits("tiny_imagenet", tiny_data, n_classes=4)
+
+
+@pytest.mark.parametrize("encode", [tf.io.encode_jpeg, tf.io.encode_png])
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, encode):
+    """Outside of any data set, whose calls run in parallel; what is as large as allowed is read, and what cannot be decoded is found."""
+    in_parallel, one_by_one, decode = [], [], reading.decode
+
+    def counted(encoded):
+        if tf.executing_eagerly():
+            one_by_one.append(encoded.numpy())
+            return decode(encoded)
+        return decode(tf.numpy_function(lambda content: in_parallel.append(content) or content, [encoded], tf.string))
+
+    monkeypatch.setattr(reading, "decode", counted)
+    monkeypatch.setattr(reading, "LARGE_PIXELS", 64)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 256)
+    rng = np.random.default_rng(0)
+    sizes = [(8, 8), (8, 9), (16, 16), (16, 17), (16, 16)]
+    images = [encode(rng.integers(0, 256, (*size, 3), np.uint8)).numpy() for size in sizes]
+    images[4] = images[4][:-30]
+    write_records(record_path(tmp_path, "train"), (make_example(image, "n0", 1, (0, 0, 7, 7)) for image in images))
+    with pytest.raises(UserError, match=r"2 of 5 .*record 3 has an image of 17x16 pixels.*, record 4 has an image that cannot be decoded"):
+        read_records(tmp_path, "train", n_classes=4, max_bad_records=1)
+    assert one_by_one == [images[1], images[2], images[4]]
+    assert images[0] in in_parallel
+    assert not set(images[1:]) & set(in_parallel)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 11])
+def test_an_epoch_from_a_batch_on_is_the_rest_of_the_whole(tiny_data, batch_size):
+    records = read_records(tiny_data, "train", n_classes=4)
+    n_batches = 32 // batch_size
+    arguments = TINY | {"batch_size": batch_size, "label_smoothing": 0.1, "seed": 0, "epoch": 1}
+    whole = list(train_dataset(records, **arguments))
+    for first_batch in (1, n_batches - 1, n_batches):
+        rest = list(train_dataset(records, **arguments, first_batch=first_batch))
+        assert len(rest) == n_batches - first_batch
+        for one, other in zip(rest, whole[first_batch:], strict=True):
+            np.testing.assert_array_equal(one[0], other[0])
+            np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_batches_that_are_left_out_are_not_decoded(tiny_data):
+    records = read_records(tiny_data, "train", n_classes=4)
+    order = generator(0, "order/0").permutation(32)
+    images = records.images.numpy()
+    images[order[:16]] = b"no image"
+    arguments = TINY | {"label_smoothing": 0.0, "seed": 0, "epoch": 0}
+    rest = list(train_dataset(records._replace(images=tf.constant(images)), **arguments, first_batch=2))
+    np.testing.assert_array_equal(rest[0][0], list(train_dataset(records, **arguments))[2][0])
 
 
 # Folders of data.

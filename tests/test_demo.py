@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from mat.config import DEMO_IMAGE_SIZE, DEMO_N_CLASSES, MIN_FEATURE_MAP
 from mat.data import demo
+from mat.data.reading import read_records
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
-from mat.data.tiny_imagenet import read_records
 from mat.errors import UserError
 from mat.models.resnet import POOL_SIZE
 

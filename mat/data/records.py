@@ -1,11 +1,15 @@
-"""The schema of the TFRecord files, that of the original's converter, and how they are written."""
+"""The schema of the TFRecord files, that of the original's converter; how they are written, and where their records lie."""
 
 import contextlib
+import mmap
 import os
 import pathlib
 import tempfile
 
+import numpy as np
 import tensorflow as tf
+
+from mat.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 IMAGE = "image/encoded"
@@ -16,6 +20,10 @@ BOX = ("bbox/xmin", "bbox/ymin", "bbox/xmax", "bbox/ymax")
 
 HEADER, CHECKSUM = 12, 4  # bytes before and after the payload of a record
 FRAME = HEADER + CHECKSUM
+RANGE = 1024  # records that are read together in the search of corrupt ones
+READ_BUFFER = 2**16  # bytes
+
+REMAKE = "Make the file again with mat.data.convert"
 
 
 def record_path(data_dir, split):
@@ -89,6 +97,72 @@ def framed_payloads(content):
         spans.append((start, stop))
         position = stop + CHECKSUM
     return spans, position
+
+
+def record_starts(path):
+    """The position of every record of a TFRecord file, int64 [N], found by its framing alone: the payloads may be corrupt.
+
+    TensorFlow is not asked, as it allocates whatever a length field claims.
+
+    Raises:
+        UserError: the file is empty, cannot be read, or its framing is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:  # nothing to map
+                raise UserError(f"{path}: no records. {REMAKE}")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                payloads, end = framed_payloads(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Change data_dir, or the file's permissions") from None
+    if end < size:
+        raise UserError(f"{path}: truncated or corrupt after {len(payloads)} intact records, at byte {end} of {size}. {REMAKE}")
+    return np.array([start for start, _ in payloads]) - HEADER
+
+
+def records_between(path, starts, firsts, stops):
+    """Of each range firsts[i] .. stops[i] of records those before its first corrupt one.
+
+    Args:
+        path: the TFRecord file.
+        starts: int64 [N], see `record_starts`.
+        firsts: int64 [R], the first record of each range, counted from 0.
+        stops: int64 [R], the first record behind it.
+
+    Returns:
+        tf.data.Dataset of (index, serialized record).
+    """
+
+    def read(first, stop, start):
+        file = tf.raw_ops.TFRecordDatasetV2(filenames=[str(path)], compression_type="", buffer_size=READ_BUFFER, byte_offsets=[start])
+        records = tf.data.experimental.from_variant(file, tf.TensorSpec([], tf.string)).ignore_errors()
+        return tf.data.Dataset.zip(tf.data.Dataset.range(first, stop), records)
+
+    return tf.data.Dataset.from_tensor_slices((firsts, stops, starts[firsts])).flat_map(read)
+
+
+def corrupt_records(path, starts):
+    """Indices of the records whose checksum does not fit, int64 [n].
+
+    TensorFlow's reader computes the checksums and goes no further than a wrong one. So it reads many ranges, then what is left of them
+    behind their first corrupt record, and so on.
+
+    Args:
+        path: the TFRecord file.
+        starts: int64 [N], see `record_starts`.
+    """
+    firsts = np.arange(0, len(starts), RANGE)
+    stops = np.minimum(firsts + RANGE, len(starts))
+    corrupt = [np.zeros(0, np.int64)]
+    while firsts.size:
+        batches = records_between(path, starts, firsts, stops).batch(RANGE)
+        intact = np.concatenate([np.zeros(0, np.int64), *(indices.numpy() for indices, _ in batches)])
+        ends = firsts + np.searchsorted(intact, stops) - np.searchsorted(intact, firsts)
+        corrupt.append(ends[ends < stops])
+        firsts = ends + 1
+        firsts, stops = firsts[firsts < stops], stops[firsts < stops]
+    return np.sort(np.concatenate(corrupt))
 
 
 def _crc_table():

@@ -4,21 +4,25 @@ import hashlib
 import pathlib
 
 import numpy as np
+import tensorflow as tf
 
 from mat.data.demo import make_demo
+from mat.data.reading import SPLITS, read_records
 from mat.data.records import record_path
-from mat.data.tiny_imagenet import SPLITS, read_records
 from mat.errors import UserError
 from mat.terminal import console
 
+HASHED_AT_ONCE = 1024  # images
 
-def read_splits(dataset, data_dir, *, n_classes):
+
+def read_splits(dataset, data_dir, *, n_classes, max_bad_records=0):
     """The training and validation `Records`.
 
     Args:
         dataset: "tiny_imagenet", or "demo", which is written first where it is missing.
         data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
         n_classes: labels must be in 0 .. n_classes - 1.
+        max_bad_records: so many bad records of each file are passed over, see `read_records`.
 
     Returns:
         (training Records, validation Records).
@@ -32,16 +36,17 @@ def read_splits(dataset, data_dir, *, n_classes):
             make_demo(data_dir)
     except OSError as error:
         raise UserError(f"{error.filename or data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
-    return tuple(read_records(data_dir, split, n_classes=n_classes) for split in SPLITS)
+    return tuple(read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records) for split in SPLITS)
 
 
 def fingerprint(splits):
     """SHA-256 of all labels and encoded images of both splits, 64 hex digits: whether data is the same, wherever it lies."""
     digest = hashlib.sha256()
     for records in splits:
-        digest.update(np.asarray(records.labels, "<i8").tobytes())
-        for image in records.images.numpy():
-            digest.update(len(image).to_bytes(8, "little") + image)
+        lengths = tf.strings.length(records.images).numpy()
+        digest.update(np.concatenate([[len(lengths)], records.labels, lengths]).astype("<i8").tobytes())
+        for start in range(0, len(lengths), HASHED_AT_ONCE):  # all at once would be a second copy of the split in memory
+            digest.update(b"".join(records.images[start : start + HASHED_AT_ONCE].numpy()))
     return digest.hexdigest()
 
 

@@ -1,129 +1,26 @@
-"""TFRecords -> `tf.data`: reading and checking the records, the original's augmentation, shuffled epochs.
+"""Records -> `tf.data`: the original's augmentation, shuffled epochs.
 
 Shapes: `N` examples, `B` images a batch. Images are float32 in [0, 1].
 """
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from mat.data import records as schema
+from mat.data.reading import CHUNK, SPLITS, decode, read_records
 from mat.errors import UserError
 from mat.seeds import fold_in, generator, split, stream_seed
-
-SPLITS = ("train", "validation")  # those with labels
 
 CROP_AREA = (0.5, 1.0)
 CROP_ASPECT_RATIO = (0.75, 1.33)
 CROP_ATTEMPTS = 20
 SATURATION = (0.5, 2.0)
 
-PARSE_BATCH = 1024
 CACHE_BYTES = 2**30  # Tiny ImageNet's validation images take 123 MB
-CHUNK = 8  # images in one call of a map function at most; a call by itself costs as much as decoding an image of 64x64
-FEATURES = {
-    schema.IMAGE: tf.io.FixedLenFeature([], tf.string, ""),
-    schema.LABEL: tf.io.FixedLenFeature([], tf.int64, -1),
-}
 
 
-class Records(NamedTuple):
-    """All examples of a split, in the order of the file: encoded images (a tf.string tensor [N]) and labels (int64 array [N])."""
-
-    path: str
-    images: tf.Tensor
-    labels: np.ndarray
-
-
-def read_records(data_dir, split, *, n_classes):
-    """Read a split into memory, still encoded (215 MB for all of Tiny ImageNet), and check every record.
-
-    Args:
-        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
-        split: "train" | "validation".
-        n_classes: labels must be in 0 .. n_classes - 1.
-
-    Returns:
-        Records.
-
-    Raises:
-        UserError: the file is missing, truncated or empty, or a record has no label, a label out of range, or no decodable image; the
-            message names file and record.
-    """
-    path = schema.record_path(data_dir, split)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file (data_dir: {data_dir}). Make it from the official archive or folder of Tiny ImageNet: "
-            f"python -m mat.data.convert SOURCE {data_dir}, or download the archive too: python -m mat.data.convert --download {data_dir}"
-        )
-    file = tf.data.TFRecordDataset(str(path))
-    parsed = file.batch(PARSE_BATCH).map(lambda batch: tf.io.parse_example(batch, FEATURES), num_parallel_calls=tf.data.AUTOTUNE)
-    try:
-        batches = [(batch[schema.IMAGE], batch[schema.LABEL].numpy()) for batch in parsed]
-    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
-        raise UserError(f"{path}: cannot be read ({error.message.splitlines()[0]}). Change data_dir, or the file's permissions") from None
-    except tf.errors.DataLossError:
-        intact = _count_intact(file)
-        raise UserError(f"{path}: truncated or corrupt after {intact} intact records. Make the file again with mat.data.convert") from None
-    except _BAD_RECORD:
-        bad = _count_intact(file.map(lambda record: tf.io.parse_single_example(record, FEATURES)))
-        raise UserError(f"{path}: record {bad} is not an example of an image and a label. {_REMAKE}") from None
-    if not batches:
-        raise UserError(f"{path}: no records. {_REMAKE}")
-    records = Records(str(path), tf.concat([images for images, _ in batches], 0), np.concatenate([labels for _, labels in batches]))
-    _check_labels(records, n_classes)
-    _check_images(records)
-    return records
-
-
-_REMAKE = "Make the file again with mat.data.convert"
-_BAD_RECORD = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the second where TensorFlow's message quotes the record's bytes
-
-
-def _count_intact(dataset):
-    """How many elements a data set gives before it fails."""
-    count = 0
-    try:
-        for _ in dataset:
-            count += 1
-    except (tf.errors.DataLossError, *_BAD_RECORD):
-        pass
-    return count
-
-
-def _check_labels(records, n_classes):
-    wrong = np.flatnonzero((records.labels < 0) | (records.labels >= n_classes))
-    if not wrong.size:
-        return
-    record, label = wrong[0], records.labels[wrong[0]]
-    if label == -1:
-        raise UserError(f"{records.path}: record {record} has no label (feature {schema.LABEL}). {_REMAKE}")
-    raise UserError(
-        f"{records.path}: record {record} has the label {label}, and n_classes: {n_classes} allows 0 .. {n_classes - 1}. "
-        "Set n_classes to the number of classes in wnids.txt"
-    )
-
-
-def _check_images(records):
-    """Decode every image once: a hundred thousand take seconds, and a run of hours does not end on a bad one."""
-
-    def n_values(encoded):
-        return tf.add_n([tf.size(decode(image)) for image in tf.unstack(encoded)])
-
-    n_chunks, rest = divmod(len(records.labels), CHUNK)
-    in_chunks = tf.data.Dataset.from_tensor_slices(tf.reshape(records.images[: n_chunks * CHUNK], [n_chunks, CHUNK]))
-    one_by_one = tf.data.Dataset.from_tensor_slices(records.images[n_chunks * CHUNK :, tf.newaxis])
-    try:
-        for encoded in [in_chunks] * (n_chunks > 0) + [one_by_one] * (rest > 0):
-            encoded.map(n_values, num_parallel_calls=tf.data.AUTOTUNE).reduce(np.int64(0), lambda count, _: count + 1)
-    except _BAD_RECORD:
-        bad = _count_intact(tf.data.Dataset.from_tensor_slices(records.images).map(lambda image: tf.size(decode(image))))
-        raise UserError(f"{records.path}: record {bad} has an image that cannot be decoded (feature {schema.IMAGE}). {_REMAKE}") from None
-
-
-def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, label_smoothing=0.0, seed=0, epoch=0):
+def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, label_smoothing=0.0, seed=0, epoch=0, max_bad_records=0):
     """One epoch of a split as batches: `read_records`, then `train_dataset` or `validation_dataset`.
 
     Args:
@@ -135,6 +32,7 @@ def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, l
         label_smoothing: for training labels, see `smooth_one_hot`.
         seed: the config's seed, for training.
         epoch: which epoch's order and augmentation, for training.
+        max_bad_records: see `read_records`.
 
     Returns:
         tf.data.Dataset of (images float32 [B, image_size, image_size, 3] in [0, 1], labels float32 [B, n_classes]).
@@ -145,23 +43,26 @@ def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, l
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}. Received: {split!r}")
-    records = read_records(data_dir, split, n_classes=n_classes)
+    records = read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records)
     arguments = {"batch_size": batch_size, "n_classes": n_classes, "image_size": image_size}
     if split == "train":
         return train_dataset(records, label_smoothing=label_smoothing, seed=seed, epoch=epoch, **arguments)
     return validation_dataset(records, **arguments)
 
 
-def train_dataset(records, *, batch_size, n_classes, image_size, label_smoothing, seed, epoch):
+def train_dataset(records, *, batch_size, n_classes, image_size, label_smoothing, seed, epoch, first_batch=0):
     """One epoch of training batches: all examples shuffled, augmented, the remainder of a batch dropped.
 
     The order is a function of (seed, epoch), the augmentation of (seed, epoch, example): neither depends on threads.
+
+    Args:
+        first_batch: leave out so many batches, whose images are not even decoded; all others are those of the whole epoch.
 
     Returns:
         tf.data.Dataset of (images float32 [B, image_size, image_size, 3], smoothed one-hot labels float32 [B, n_classes]).
     """
     order = generator(seed, f"order/{epoch}").permutation(len(records.labels))
-    order = order[: len(order) // batch_size * batch_size]
+    order = order[first_batch * batch_size : len(order) // batch_size * batch_size]
     seeds = np.tile(stream_seed(seed, f"augmentation/{epoch}"), (len(order), 1))
     chunk = max(n for n in range(1, CHUNK + 1) if batch_size % n == 0)
     chunks = _augmented_images(records, order, seeds, image_size, chunk)
@@ -299,11 +200,6 @@ def smooth_one_hot(labels, n_classes, label_smoothing):
         float32 [B, n_classes], each row a distribution.
     """
     return tf.clip_by_value(tf.one_hot(labels, n_classes), label_smoothing / (n_classes - 1), 1.0 - label_smoothing)
-
-
-def decode(encoded):
-    """Encoded image, a tf.string scalar -> uint8 [H, W, 3]; grayscale becomes RGB."""
-    return tf.io.decode_jpeg(encoded, channels=3)
 
 
 def as_float(image):

@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from mat import __version__
+from mat.data.reading import read_records
 from mat.data.records import IMAGE, LABEL, record_path
-from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, read_records, resize, train_dataset
+from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, resize, train_dataset
 from mat.devices import device_name, use_xla
 from mat.errors import NonFiniteLossError, UserError
 from mat.models import create_model
