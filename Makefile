@@ -14,7 +14,7 @@ train: $(INSTALLED)
 	@.venv/bin/python mat/train.py $(CONFIG) $(ARGS)
 
 test: $(INSTALLED)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -21,6 +21,6 @@ setup(
     packages=find_packages(include=["mat", "mat.*"]),
     python_requires=">=3.10,<3.14",
     install_requires=requirements,
-    extras_require={"plots": PLOTS, "dev": [*PLOTS, "pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1"]},
+    extras_require={"plots": PLOTS, "dev": [*PLOTS, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.9,<1"]},
     entry_points={"console_scripts": ["mat-train=mat.train:main", "mat-evaluate=mat.evaluate:main"]},
 )

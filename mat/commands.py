@@ -1,5 +1,6 @@
 """How every command line ends: one message on standard error and a documented exit status."""
 
+import contextlib
 import sys
 
 from mat.errors import NonFiniteLossError, StoppedError, UserError
@@ -14,7 +15,7 @@ def run_command(program, command, *arguments, interrupted="Interrupted"):
         interrupted: the message after a Ctrl-C that the command did not handle.
 
     Returns:
-        The exit status: 0 done, 2 the user's input is at fault, 3 a non-finite loss, 130 Ctrl-C, 143 SIGTERM.
+        The exit status: 0 done, 2 the user's input is at fault, 3 a non-finite loss, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     try:
         command(*arguments)
@@ -30,5 +31,6 @@ def run_command(program, command, *arguments, interrupted="Interrupted"):
 
 
 def _report(program, message, status):
-    print(f"{program}: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{program}: {message}", file=sys.stderr)
     return status

@@ -17,7 +17,8 @@ import yaml
 
 from mat.config_keys import MAX_NAME, key, normalize_and_check, plain_values
 from mat.errors import UserError
-from mat.yaml_reader import apply_override, read_mapping, shown
+from mat.files import replace_file
+from mat.yaml_reader import apply_override, printable, read_mapping, shown
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
@@ -76,7 +77,7 @@ class EvaluationConfig:
     iterations: int = key(1000, int, "gradient steps of a white-box patch", minimum=1, maximum=10**7)
     search_iterations: int = key(4000, int, "queries of a gradient-free patch", minimum=1, maximum=10**8)
     images_per_iteration: int = key(32, int, "training images in each step or query of a patch", minimum=1, maximum=100_000)
-    images_at_once: int = key(128, int, "images in memory in one pass of the network; changes no draw", minimum=1, maximum=10**6)
+    images_at_once: int = key(128, int, "images in memory in one pass of the network; changes no draw", minimum=1, maximum=10**6, free=True)
     n_controls: int = key(10, int, "noise patches, and as many natural ones, to compare with", minimum=1, maximum=10_000)
     curves: bool = key(True, bool, "measure accuracy against iterations and against patch size")
     patch_scales: tuple = key(
@@ -87,7 +88,9 @@ class EvaluationConfig:
         above=0,
         maximum=100,
     )
-    interval_width: float = key(0.07, float, "widest 95 % interval of the robust accuracy that raises no warning", above=0, maximum=1)
+    interval_width: float = key(
+        0.07, float, "widest 95 % interval of the robust accuracy that raises no warning", above=0, maximum=1, free=True
+    )
 
     def __post_init__(self):
         normalize_and_check(self, "evaluation.")
@@ -127,12 +130,12 @@ class PatchTrainingConfig:
         UserError: a value of the wrong type or out of its range, or values that do not fit together.
     """
 
-    base_result_dir: str = key("results", str, "directory that holds the result directories of all runs")
+    base_result_dir: str = key("results", str, "directory that holds the result directories of all runs", free=True)
     unique_name: str = key(
-        "mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}"
+        "mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}", free=True
     )
     dataset: str = key("tiny_imagenet", str, "what data_dir holds; demo makes its own images there", choices=("tiny_imagenet", "demo"))
-    data_dir: str = key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord")
+    data_dir: str = key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord", free=True)
     image_size: int = key(64, int, "height and width of the images, pixels", minimum=8, maximum=4096)
     n_classes: int = key(200, int, "number of classes; labels are 0 .. n_classes - 1", minimum=2, maximum=1_000_000)
 
@@ -159,17 +162,19 @@ class PatchTrainingConfig:
     )
     optimizer: OptimizerConfig = key(OptimizerConfig(), OptimizerConfig, "the inner optimizer, I-FGSM")
 
-    bad_records: str = key("stop", str, "what records that cannot be used do: stop the run, or be passed over", choices=("stop", "skip"))
-    max_bad_records: int = key(
-        100, int, "most records of a file that bad_records: skip passes over; more stop the run", minimum=0, maximum=10**9
+    bad_records: str = key(
+        "stop", str, "what records that cannot be used do: stop the run, or be passed over", choices=("stop", "skip"), free=True
     )
-    checkpoint_every_minutes: float = key(10.0, float, "minutes between checkpoints within an epoch", above=0, maximum=1e6)
-    checkpoints_to_keep: int = key(2, int, "newest checkpoints that are kept", minimum=1, maximum=1000)
+    max_bad_records: int = key(
+        100, int, "most records of a file that bad_records: skip passes over; more stop the run", minimum=0, maximum=10**9, free=True
+    )
+    checkpoint_every_minutes: float = key(10.0, float, "minutes between checkpoints within an epoch", above=0, maximum=1e6, free=True)
+    checkpoints_to_keep: int = key(2, int, "newest checkpoints that are kept", minimum=1, maximum=1000, free=True)
 
     robust_evaluation: str = key(
-        "quick", str, "accuracy under universal patch attacks, measured after training", choices=("none", "quick", "full")
+        "quick", str, "accuracy under universal patch attacks, measured after training", choices=("none", "quick", "full"), free=True
     )
-    plain_baseline: bool = key(False, bool, "then train the same network without patches and compare")
+    plain_baseline: bool = key(False, bool, "then train the same network without patches and compare", free=True)
     evaluation: EvaluationConfig = key(EvaluationConfig(), EvaluationConfig, "the protocol of robust_evaluation and mat/evaluate.py")
 
     seed: int = key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
@@ -181,6 +186,7 @@ class PatchTrainingConfig:
 
     def __post_init__(self):
         normalize_and_check(self, "")
+        _check_result_path("base_result_dir", self.base_result_dir)
         self._check_network()
         self._check_patches()
         if self.plain_baseline and (not self.n_patches or self.robust_evaluation == "none"):
@@ -216,10 +222,10 @@ class PatchTrainingConfig:
     def _check_patches(self):
         shape = self.patch_shape
         if len(shape) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape) or shape[2] != 3:
-            raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {list(shape)}")
+            raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {shown(list(shape))}")
         if max(shape[:2]) > self.image_size:
             raise UserError(
-                f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {list(shape)}"
+                f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {shown(list(shape))}"
             )
 
     @classmethod
@@ -241,7 +247,7 @@ class PatchTrainingConfig:
         for override in overrides:
             apply_override(values, override)
         try:
-            config = _build(cls, values, "")
+            config = cls.from_values(values)
             if resume and {"date", "id"} & _placeholders(config.unique_name):
                 raise UserError(
                     "unique_name has {date} or {id}, so this file names a new directory each time. To resume a run, give the config.yaml "
@@ -249,15 +255,27 @@ class PatchTrainingConfig:
                 )
             return config.resolve_unique_name()
         except UserError as error:
-            source = f"{path} with --set {' '.join(overrides)}" if overrides else path
+            source = f"{path} with --set {printable(' '.join(overrides))}" if overrides else path
             raise UserError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_values(cls, values):
+        """The config of a mapping of plain values, such as `to_values` gives; keys that it leaves out have their defaults.
+
+        Raises:
+            UserError: an unknown key or a wrong value.
+        """
+        return _build(cls, values, "")
+
+    def to_values(self):
+        """Every key with its value as a dict of plain values, sections as dicts in it."""
+        return plain_values(asdict(self))
 
     def to_yaml(self, path):
         """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""
-        values = plain_values(asdict(self))
+        values = self.to_values()
         values["unique_name"] = self.unique_name.replace("{", "{{").replace("}", "}}")
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
+        replace_file(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
     def resolve_unique_name(self):
         """Fill in the placeholders of `unique_name`; path separators in values become `_`, lists are joined by `_`.
@@ -273,6 +291,7 @@ class PatchTrainingConfig:
         except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
             raise _wrong_name(self.unique_name, error) from None
         parts = pathlib.PurePath(name).parts
+        _check_result_path("unique_name", name)
         if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts or max(len(part.encode()) for part in parts) > MAX_NAME:
             raise UserError(f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}")
         return replace(self, unique_name=name)
@@ -292,16 +311,24 @@ class PatchTrainingConfig:
         return pathlib.Path(self.base_result_dir) / self.unique_name
 
 
+def _check_result_path(key, path):
+    """Refuse what TensorFlow writes checkpoints to, but does not find again: it takes their paths for patterns."""
+    if set(path) & set("[]\\"):
+        raise UserError(f"{key} must be a path without brackets and backslashes. Received: {shown(path)}")
+
+
 def _placeholders(unique_name):
-    """The names of the placeholders in a `unique_name`; padding wider than a directory's name can be is refused."""
+    """The names of the placeholders in a `unique_name`; attributes, and padding wider than a directory's name can be, are refused."""
     try:
         parsed = list(string.Formatter().parse(unique_name))
     except ValueError as error:
         raise _wrong_name(unique_name, error) from None
-    for _, _, specification, _ in parsed:
-        if any(int(width) > MAX_NAME for width in re.findall(r"\d{1,9}", specification or "")):
-            raise _wrong_name(unique_name, f"{specification} is too wide")
-    return {re.split(r"[.\[]", name)[0] for _, name, _, _ in parsed if name}
+    for _, name, specification, _ in parsed:
+        if name and not re.fullmatch(r"\w+(\[\w+\])?", name):
+            raise _wrong_name(unique_name, f"{shown(name)} is not such a name")
+        if "{" in (specification or "") or any(int(width) > MAX_NAME for width in re.findall(r"\d{1,9}", specification or "")):
+            raise _wrong_name(unique_name, f"{shown(specification)} is too wide")
+    return {name.partition("[")[0] for _, name, _, _ in parsed if name}
 
 
 def _wrong_name(unique_name, error):
@@ -337,6 +364,7 @@ def _build(cls, values, prefix):
 
 
 def _unknown_key(prefix, name, known):
-    near = difflib.get_close_matches(str(name), known, n=1)
+    name = printable(str(name))
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys are: {', '.join(prefix + key for key in known)}"
     return f"unknown key {prefix}{name}. {hint}"

@@ -9,17 +9,31 @@ from mat.errors import UserError
 from mat.yaml_reader import shown
 
 MAX_NAME = 255  # bytes of a file's or directory's name
+MAX_PATH = 4096  # bytes of a path
 
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a list"}
 
 
-def key(default, kind, meaning, *, item=None, minimum=None, above=None, maximum=None, choices=None):
+def key(default, kind, meaning, *, item=None, minimum=None, above=None, maximum=None, choices=None, free=False):
     """A config key: its default, its kind (a type, or the dataclass of a section), its meaning and the values it allows.
 
     Bounds and choices are of the value, or with `item`, the kind of a list's items, of each item; such a list is never empty.
+    `free` keys may change when a run or an evaluation is resumed: no result depends on them.
     """
     rule = {"kind": kind, "meaning": meaning, "item": item, "minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
-    return field(default=default, metadata=rule)
+    return field(default=default, metadata=rule | {"free": free})
+
+
+def differences(one, other, prefix=""):
+    """Where two configs of one dataclass differ in keys that are not free: a list of (key, value of one, value of the other)."""
+    found = []
+    for f in fields(one):
+        values = getattr(one, f.name), getattr(other, f.name)
+        if is_dataclass(f.default):
+            found += differences(*values, f"{prefix}{f.name}.")
+        elif values[0] != values[1] and not f.metadata["free"]:
+            found.append((prefix + f.name, *values))
+    return found
 
 
 def normalize_and_check(config, prefix):
@@ -90,7 +104,9 @@ def _checked(name, value, rule):
 def _check_path_text(name, value):
     """All free strings name files: refuse what no file system takes."""
     try:
-        usable = "\0" not in value and all(len(part.encode()) <= MAX_NAME for part in value.split(os.sep))
+        usable = (
+            "\0" not in value and len(value.encode()) <= MAX_PATH and all(len(part.encode()) <= MAX_NAME for part in value.split(os.sep))
+        )
     except UnicodeEncodeError:
         usable = False
     if not usable:

@@ -23,7 +23,6 @@ SUBJECT_KEYS = (  # of the config, those that the results depend on
     *("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
     *("patch_shape", "seed", "deterministic", "jit_compile"),
 )
-FREE_KEYS = ("images_at_once", "interval_width")  # of the protocol, those that may change when an evaluation is continued
 
 
 def evaluate(config, model, splits, directory, *, weights, bank=None, patches_from=None, resume=False):
@@ -55,7 +54,8 @@ def evaluate(config, model, splits, directory, *, weights, bank=None, patches_fr
     settings = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | blobs
     settings |= {"data_sha256": fingerprint(splits), "tensorflow": tf.__version__}
     protocol = plain_values(dataclasses.asdict(config.evaluation))
-    fixed = settings | {f"evaluation.{key}": value for key, value in protocol.items() if key not in FREE_KEYS}
+    fixed_keys = [f.name for f in dataclasses.fields(config.evaluation) if not f.metadata["free"]]
+    fixed = settings | {f"evaluation.{key}": protocol[key] for key in fixed_keys}
     results = ReportDirectory(directory, fixed, resume=resume)
     evaluation = Evaluation(config, model, splits, results, bank=start_bank, transferred=transferred)
     _print_plan(config, evaluation, weights, forward_flops(model))

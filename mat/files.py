@@ -1,17 +1,20 @@
-"""Files that are there as a whole or not at all, and directories that can be made."""
+"""Files that are there as a whole or not at all, directories that can be made, and a directory for one process alone."""
 
 import contextlib
+import fcntl
 import io
 import os
 import pathlib
-
-import numpy as np
+import shutil
+import socket
 
 from mat.errors import UserError
 
 
 def npz(**arrays):
     """Arrays as an uncompressed `.npz` file, bytes."""
+    import numpy as np  # not needed for reporting a faulty config
+
     content = io.BytesIO()
     np.savez(content, **arrays)
     return content.getvalue()
@@ -34,7 +37,31 @@ def replace_file(path, content):
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise write_error(path, len(content), error.strerror, error.errno) from None
+
+
+def write_error(path, n_bytes, reason, number=None):
+    """The `OSError` of a file that cannot be written, which says how much there was to write and how much space there is.
+
+    Args:
+        path: the file.
+        n_bytes: its size.
+        reason: why, in the system's words.
+        number: the system's error number, where known.
+    """
+    try:
+        free = f"{shutil.disk_usage(existing_ancestor(path)).free / 1e6:,.1f} MB are free there"
+    except OSError:
+        free = "its file system is gone"
+    return OSError(number, f"{reason} ({n_bytes / 1e6:,.1f} MB to write, {free})", str(path))
+
+
+def existing_ancestor(path):
+    """The nearest existing directory or file on the way to `path`, itself included."""
+    ancestor = pathlib.Path(path).absolute()
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    return ancestor
 
 
 def check_writable(path, remedy):
@@ -47,10 +74,37 @@ def check_writable(path, remedy):
     Raises:
         UserError: a part of the path is a file, or may not be written in.
     """
-    ancestor = pathlib.Path(path).absolute()
-    while not ancestor.exists() and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
+    ancestor = existing_ancestor(path)
     if not ancestor.is_dir():
         raise UserError(f"{path}: the directory cannot be made: {ancestor} is not a directory. {remedy}")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise UserError(f"{path}: the directory cannot be made: no permission to write in {ancestor}. {remedy}")
+
+
+@contextlib.contextmanager
+def held_alone(path, remedy):
+    """Within the block this process alone holds the lock file `path`; the system frees it when the process dies.
+
+    On file systems that know no locks nothing is held. The file itself stays.
+
+    Args:
+        path: the lock file, in an existing directory.
+        remedy: what the user is told to do where another process holds it.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{path}: in use by {file.read().strip() or 'another process'}. {remedy}") from None
+        except OSError:  # no locks here
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -25,6 +25,12 @@ class PatchBank(tf.Module):
         self.targets = tf.Variable(targets, dtype=tf.int64, trainable=False, name="targets")
         self.step_sizes = tf.Variable(step_sizes, dtype=tf.float32, trainable=False, name="step_sizes")
 
+    @classmethod
+    def empty(cls, n_patches, patch_shape):
+        """A bank of P patches of shape (h, w, 3) that are all zero, to restore another one into."""
+        zeros = tf.zeros([n_patches])
+        return cls(tf.zeros([n_patches, *patch_shape]), tf.cast(zeros, tf.int64), zeros)
+
     def update(self, refined, indices, patch_lr):
         """REPTILE in place: `reptile_update` on the rows that the batch used. Arguments as there."""
         rows = _reptile_rows(tf.gather(self.patches, indices), refined, indices, patch_lr)

@@ -72,7 +72,7 @@ class ReportDirectory:
             key = different[0]
             raise UserError(
                 f"{self.path}: the evaluation in it has {key}: {saved.get(key)}, and --resume was given {key}: {self._protocol.get(key)}. "
-                "Give what it was begun with, or choose another --output"
+                "Give what it was begun with, remove that directory, or choose another --output"
             )
 
     def create(self):

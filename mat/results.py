@@ -1,22 +1,27 @@
 """The result directory of a run: what is written, where, and how it replaces what was there."""
 
+import contextlib
+import shlex
+
 import numpy as np
 import tensorflow as tf
 
-from mat.config import PatchTrainingConfig
+from mat.checkpoints import Checkpoints
 from mat.errors import UserError
-from mat.files import check_writable, npz, replace_file
+from mat.events import Events
+from mat.files import check_writable, held_alone, npz, replace_file
 from mat.models import save_weights
+from mat.terminal import console
 
 CONFIG = "config.yaml"
 LOG = "log.csv"
-LOG_COLUMNS = ("Epoch", "Train Loss", "Train Accuracy", "Valid Accuracy")
-ROBUST_COLUMN = "Robust Accuracy"  # empty but in the epochs that were evaluated
+LOG_COLUMNS = {"Epoch": "epoch", "Train Loss": "loss", "Train Accuracy": "accuracy", "Valid Accuracy": "validation_accuracy"}
+ROBUST_COLUMN = {"Robust Accuracy": "robust_accuracy"}  # empty but in the epochs that were evaluated
 PATCHES = "patches.npz"
 PATCHES_PICTURE = "patches.png"
 CHECKPOINTS = "checkpoints"
+LOCK = "lock"
 EVENTS = "events"
-CHECKPOINTS_TO_KEEP = 2
 
 MAX_PATCHES_SHOWN = 1000
 MAX_PATCHES_IN_EVENTS = 64
@@ -26,76 +31,95 @@ CELL = 48  # pixels: small patches are enlarged towards it in the picture
 class ResultDirectory:
     """`base_result_dir/unique_name` of a config.
 
-    Nothing is written before `create`; the constructor only finds out whether the run may use the directory.
+    Nothing but the lock is written before `opened`; the constructor only finds out whether the run may use the directory.
 
     Args:
         config: the run's config.
         resume: whether to continue the run that is in the directory.
 
     Raises:
-        UserError: the directory exists and `resume` is not set, cannot be made, or holds the run of another config.
+        UserError: the directory exists and `resume` is not set, cannot be made, or another process trains into it.
     """
 
     def __init__(self, config, *, resume=False):
         self.path = config.result_dir
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, keep=config.checkpoints_to_keep)
+        self.events = None
         self._config = config
+        self._resume = resume
         self._robust = config.robust_evaluation != "none"
         if self.path.exists() and not resume:
-            raise UserError(
-                f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
-                "{date} or {id} into it, remove the directory, or continue its run with: "
-                f"python mat/train.py {self.path / CONFIG} --resume"
-            )
+            raise self._exists()
         check_writable(self.path, "Change base_result_dir or unique_name")
-        if resume and (self.path / CONFIG).exists():
-            _check_same(PatchTrainingConfig.from_yaml(self.path / CONFIG), config, self.path / CONFIG)
+        try:
+            if (self.path / CHECKPOINTS).is_dir():
+                with self.held():
+                    pass
+            self._seen = self.checkpoints.paths()
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
+
+    def _exists(self):
+        return UserError(
+            f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
+            "{date} or {id} into it, remove the directory, or continue its run with: "
+            f"{self.resume_command}"
+        )
 
     @property
-    def checkpoint(self):
-        """Path prefix of the newest checkpoint, or None."""
-        return tf.train.latest_checkpoint(str(self.path / CHECKPOINTS))
+    def resume_command(self):
+        """The command that continues the run."""
+        return f"python mat/train.py {shlex.quote(str(self.path / CONFIG))} --resume"
 
-    def create(self, state):
-        """Make the directory and write `config.yaml`; `state` is the `tf.train.Checkpoint` that `save_checkpoint` writes."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._config.to_yaml(self.path / CONFIG)
-        self._checkpoints = tf.train.CheckpointManager(state, str(self.path / CHECKPOINTS), max_to_keep=CHECKPOINTS_TO_KEEP)
-        self._events = tf.summary.create_file_writer(str(self.path / EVENTS))
+    def held(self):
+        """Within this block no other process trains into the directory.
 
-    def restart_log(self, n_epochs):
-        """Write `log.csv` anew with its header and the first `n_epochs` epochs that it has now."""
-        path = self.path / LOG
-        rows = path.read_text().splitlines()[1 : n_epochs + 1] if n_epochs else []
-        columns = (*LOG_COLUMNS, ROBUST_COLUMN) if self._robust else LOG_COLUMNS
-        rows = [row + ";" * (len(columns) - 1 - row.count(";")) for row in rows]  # of a run begun without the last column
-        replace_file(path, "\r\n".join([";".join(columns), *rows, ""]).encode())
+        Raises:
+            UserError: another one does already.
+            OSError: the lock file cannot be made.
+        """
+        return held_alone(self.path / CHECKPOINTS / LOCK, "Wait for that run to end, or choose another unique_name")
 
-    def log_epoch(self, epoch, *, loss, accuracy, validation_accuracy, **scalars):
-        """Append an epoch to `log.csv`, in the original's format, and write it and other `scalars` to the TensorBoard events."""
-        with open(self.path / LOG, "a", newline="\r\n") as log:
-            values = [f"{value:.3f}" for value in (epoch, loss, accuracy, validation_accuracy)]
-            log.write(";".join([*values, ""] if self._robust else values) + "\n")
-        scalars = {"train/loss": loss, "train/accuracy": accuracy, "validation/accuracy": validation_accuracy} | scalars
-        with self._events.as_default(step=epoch):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-        self._events.flush()
+    @contextlib.contextmanager
+    def opened(self, rows):
+        """Make the directory, hold it, and bring config, log and events to the state after the epochs of `rows`, as of `write_log`.
 
-    def log_robust_accuracy(self, epoch, accuracy):
-        """Write the robust accuracy after an epoch beside its clean one, in `log.csv` and the TensorBoard events."""
-        path = self.path / LOG
-        header, *rows = [line.split(";") for line in path.read_text().splitlines()] if path.exists() else [[]]
-        if len(rows) <= epoch or any(len(row) != len(header) for row in rows):
-            raise UserError(
-                f"{path}: has no whole row of epoch {epoch} to write the robust accuracy to ({accuracy:.3f}). Mend or remove it"
-            )
-        if ROBUST_COLUMN not in header:  # the run was begun without
-            header.append(ROBUST_COLUMN)
-            rows = [[*row, ""] for row in rows]
-        rows[epoch][header.index(ROBUST_COLUMN)] = f"{accuracy:.3f}"
-        replace_file(path, "".join(";".join(row) + "\r\n" for row in [header, *rows]).encode())
-        with tf.summary.create_file_writer(str(self.path / EVENTS)).as_default(step=epoch):
-            tf.summary.scalar("validation/robust_accuracy", accuracy)
+        Raises:
+            UserError: another process made the directory, holds it, or trained into it since this object was made.
+            OSError: a file cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=self._resume)
+        except FileExistsError:
+            raise self._exists() from None
+        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+        with self.held():
+            if self.checkpoints.paths() != self._seen:
+                raise UserError(f"{self.path}: another process has continued this run in the meantime. Run the same command again")
+            self._config.to_yaml(self.path / CONFIG)
+            self.write_log(rows)
+            self.events = Events(self.path / EVENTS, n_epochs=len(rows))
+            yield
+
+    def leftovers(self):
+        """What there is of a run whose checkpoints are gone: its newest weights file, or None.
+
+        The first epoch's does not count: a run that was killed while it saved that epoch writes it again.
+        """
+        files = sorted(self.path.glob("tiny_imagenet_weights_*.h5"), key=lambda path: (len(path.name), path.name))
+        return files[-1] if files and files[-1] != self.weights_path(0) else None
+
+    def write_log(self, rows):
+        """Write `log.csv` as a whole, in the original's format.
+
+        Args:
+            rows: a dict for each complete epoch, in their order: the values of `LOG_COLUMNS`, and where measured of `ROBUST_COLUMN`.
+        """
+        columns = LOG_COLUMNS
+        if self._robust or any("robust_accuracy" in row for row in rows):
+            columns = columns | ROBUST_COLUMN
+        lines = [";".join(f"{row[key]:.3f}" if key in row else "" for key in columns.values()) for row in rows]
+        replace_file(self.path / LOG, "".join(f"{line}\r\n" for line in [";".join(columns), *lines]).encode())
 
     def save_weights(self, model, epoch):
         """Write the weights after an epoch, counted from 0."""
@@ -110,14 +134,11 @@ class ResultDirectory:
         patches = bank.patches.numpy()
         arrays = npz(patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
         replace_file(self.path / PATCHES, arrays)
-        replace_file(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
-        with self._events.as_default(step=epoch):
-            tf.summary.image("patches", patch_grid(patches[:MAX_PATCHES_IN_EVENTS])[np.newaxis])
-        self._events.flush()
-
-    def save_checkpoint(self, epoch):
-        """Write the state as a checkpoint and forget all but the newest ones."""
-        self._checkpoints.save(epoch)
+        try:
+            replace_file(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
+        except OSError as error:  # only a picture
+            console.print(f"{error.filename}: cannot be written: {error.strerror}; going on without it")
+        self.events.write(epoch, {}, {"patches": patch_grid(patches[:MAX_PATCHES_IN_EVENTS])})
 
 
 def patch_grid(patches):
@@ -138,10 +159,3 @@ def patch_grid(patches):
     cells = np.concatenate([cells, np.full((n_rows * n_columns - n_patches, *cells.shape[1:]), 255, np.uint8)])
     cells = cells.reshape(n_rows, n_columns, *cells.shape[1:])
     return cells.transpose(0, 2, 1, 3, 4).reshape(n_rows * cells.shape[2], n_columns * cells.shape[3], 3)
-
-
-def _check_same(saved, config, path):
-    """Refuse to continue a run under another config."""
-    for key, value in vars(saved).items():
-        if key not in ("base_result_dir", "unique_name") and value != (given := getattr(config, key)):
-            raise UserError(f"{path}: this run has {key}: {value}, and --resume was given {key}: {given}. Resume with the run's own config")

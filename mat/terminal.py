@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import os
 import sys
 import tempfile
@@ -13,7 +14,34 @@ from rich.progress import BarColumn, Progress, TextColumn
 PLAIN_LINE_SECONDS = 20.0  # between progress lines where the output is not a terminal
 REFRESH_SECONDS = 0.5  # between updates of the live line; an update waits for the device
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
+
+class _Output:
+    """Standard output as it is at the moment; where its reader is gone (a closed pipe or terminal) the text goes nowhere.
+
+    A run of hours does not end because nobody watches.
+    """
+
+    def __getattr__(self, name):
+        return getattr(sys.stdout, name)
+
+    def write(self, text):
+        """Write text; returns its length."""
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self):
+        """Pass on what is written."""
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk may have space again
+                return
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+console = Console(file=_Output(), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -26,7 +54,7 @@ def quiet_stderr():
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(saved, held.read())
             raise
@@ -121,21 +149,21 @@ class TrainingProgress:
         n_epochs: epochs of the whole run.
         steps_per_epoch: steps in each.
         batch_size: images in a step.
-        first_epoch: the epoch that this process starts with.
+        first_step: how many steps of the run were made before.
     """
 
     ESTIMATE_AFTER_STEPS = 10
 
-    def __init__(self, *, n_epochs, steps_per_epoch, batch_size, first_epoch=0):
+    def __init__(self, *, n_epochs, steps_per_epoch, batch_size, first_step=0):
         self.n_epochs, self.steps_per_epoch, self.batch_size = n_epochs, steps_per_epoch, batch_size
-        self.first_step = first_epoch * steps_per_epoch
+        self.first_step = first_step
         self.total_steps = n_epochs * steps_per_epoch
         self.images_per_second = 0.0
         self._line = ProgressLine(self.total_steps)
         self._started = self._epoch_started = self._last_update = time.monotonic()
         self._after_first_step = None
         self._rate_from = (self._started, self.first_step)  # when and after which step images/s start to count
-        self._estimate_at = min(first_epoch * steps_per_epoch + self.ESTIMATE_AFTER_STEPS, self.total_steps)
+        self._estimate_at = min(first_step + self.ESTIMATE_AFTER_STEPS, self.total_steps)
 
     def __enter__(self):
         self._line.__enter__()

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import shlex
 import sys
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
@@ -10,12 +11,14 @@ if not __package__:  # run as a file: its own directory is on the path, where `c
 from mat.commands import run_command
 from mat.config import PatchTrainingConfig
 from mat.config_keys import key_list
+from mat.errors import UserError
+from mat.signals import raised_signals
 from mat.terminal import console, interval_text, print_table, quiet_stderr
 
 STATUS = """
 exit status:
   0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
-  130 Ctrl-C; 143 SIGTERM; 1 a bug"""
+  130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, all after the step in hand is saved; 1 a bug"""
 
 
 def parse_arguments(arguments):
@@ -34,26 +37,41 @@ def parse_arguments(arguments):
         default=[],
         help="replace a key of the config; nested keys as in optimizer.n_iterations=3; may be given several times",
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in the result directory after its last complete epoch")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the result directory from its newest checkpoint")
     return parser.parse_args(arguments)
 
 
 def train(arguments):
     """Read the config, then train; the config is reported on before the seconds that TensorFlow takes to import."""
     config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=arguments.resume)
+    if arguments.resume:
+        check_directory(arguments.config, config)
     console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
-    with quiet_stderr():
-        import tensorflow as tf
+    with raised_signals("Stopped before training began; nothing was changed"):
+        with quiet_stderr():
+            import tensorflow as tf
 
-        from mat.trainer import Trainer
+            from mat.trainer import Trainer
 
-        tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
-    configs = [config, config.without_patches()] if config.plain_baseline else [config]
-    trainers = [Trainer(each, resume=arguments.resume) for each in configs]  # so that all is checked before the hours of the first
+            tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
+        configs = [config, config.without_patches()] if config.plain_baseline else [config]
+        trainers = [Trainer(each, resume=arguments.resume) for each in configs]  # so that all is checked before the hours of the first
     for trainer in trainers:
         trainer.fit()
     if config.plain_baseline:
         print_comparison(dict(zip(["meta adversarial training", "plain training"], trainers, strict=True)))
+
+
+def check_directory(path, config):
+    """Refuse to resume elsewhere with the `config.yaml` of a run that was moved, or that another working directory was meant for.
+
+    Raises:
+        UserError: `path` lies in the directory of a run, and its config names another directory.
+    """
+    directory = pathlib.Path(path).absolute().parent
+    if (directory / "checkpoints").is_dir() and directory.resolve() != config.result_dir.resolve():
+        places = f"--set base_result_dir={shlex.quote(str(directory.parent))} --set unique_name={shlex.quote(directory.name)}"
+        raise UserError(f"{path}: the run lies in {directory}, and its config names {config.result_dir.absolute()}. Add {places}")
 
 
 def print_comparison(trainers):

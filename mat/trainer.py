@@ -1,27 +1,32 @@
-"""The training loop: what a run is made of, its epochs, validation and stopping."""
+"""The training loop: what a run is made of, its epochs, validation, checkpoints and stopping."""
 
+import contextlib
 import dataclasses
 import math
 import time
 
 import tensorflow as tf
 
-from mat import __version__
-from mat.data.splits import read_splits
+from mat.checkpoints import RunRecord
+from mat.config import PatchTrainingConfig
+from mat.config_keys import differences
+from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset, validation_dataset
-from mat.devices import bfloat16_is_fast, device_name, use_xla
+from mat.devices import use_xla
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
 from mat.models.prepared import compile_with
 from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
+from mat.plan import print_plan, print_summary
 from mat.report_directory import beside, read_report
-from mat.results import CONFIG, LOG, PATCHES, PATCHES_PICTURE, ResultDirectory
+from mat.results import PATCHES, ResultDirectory
 from mat.seeds import stream_seed
-from mat.signals import noted_signals, raised_signals
+from mat.signals import StopRequest, noted_signals, raised_signals
 from mat.step import TrainingStep, is_correct
-from mat.terminal import TrainingProgress, console, duration, interval_text, print_facts
+from mat.terminal import TrainingProgress, console
+from mat.yaml_reader import shown
 
 
 class Trainer:
@@ -31,7 +36,7 @@ class Trainer:
 
     Args:
         config: a `PatchTrainingConfig`.
-        resume: continue after the last complete epoch of the run in the result directory, or start afresh where there is none.
+        resume: continue from the newest usable checkpoint of the run in the result directory, or start afresh where there is none.
 
     Raises:
         UserError: the data, the weights or the result directory cannot be used, or do not fit the config.
@@ -41,12 +46,18 @@ class Trainer:
         self.config = config
         self.report = None
         self.results = ResultDirectory(config, resume=resume)
+        try:
+            earlier = self._earlier_record() if resume else None
+        except OSError as error:
+            raise self._out_of_reach(error) from None
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.model = create_model(config)
-        if config.initial_weights is not None:
+        if config.initial_weights is not None and earlier is None:
             load_weights(self.model, config.initial_weights)
-        self.train_records, self.validation_records = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes)
+        self.train_records, self.validation_records = read_splits(
+            config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed
+        )
         self.validation_batches = validation_dataset(
             self.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size, cached=True
         )
@@ -57,29 +68,74 @@ class Trainer:
                 f"{config.batch_size}. Set a smaller batch_size"
             )
         self.jit_compile = use_xla(config.jit_compile)
-        self.bank = sample_patches(config, self.train_records) if config.n_patches else None
+        self.bank = None
+        if config.n_patches:
+            self.bank = (
+                sample_patches(config, self.train_records) if earlier is None else PatchBank.empty(config.n_patches, config.patch_shape)
+            )
         self.step = create_step(config, self.model, self.bank)
         self._count_correct = compile_with(self.model, self._count_correct_in_batch, jit_compile=self.jit_compile)
-        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")  # the next epoch to train
-        self.state = tf.train.Checkpoint(step=self.step, epoch=self.epoch)
-        if resume:
-            self._restore()
+        bank_bytes = self.bank.patches.numpy().nbytes if self.bank else 0
+        self.results.checkpoints.n_bytes = 2 * 4 * self.model.count_params() + bank_bytes  # with the momentum
+        self.record = RunRecord(config.to_values(), fingerprint((self.train_records, self.validation_records)))
+        self.state = tf.train.Checkpoint(step=self.step, record=self.record)
+        self._stop = StopRequest()
+        self._saved_at = None  # when this process last wrote a checkpoint
+        if earlier is not None:
+            self._restore(earlier)
 
-    def _restore(self):
-        """Take over the state of the newest checkpoint in the result directory."""
-        if self.results.checkpoint is None:
+    @property
+    def epoch(self):
+        """How many epochs are complete: the next one to train, counted from 0."""
+        return len(self.record.rows)
+
+    def _earlier_record(self):
+        """The record of the run in the result directory, a dict, or None where there is nothing to resume.
+
+        Raises:
+            UserError: it is the run of another config, or its checkpoints are damaged or gone.
+        """
+        record = self.results.checkpoints.read_record()
+        if record is None:
+            if weights := self.results.leftovers():
+                raise UserError(
+                    f"{self.results.path}: has the results of a run and no checkpoint to resume from. Remove the directory to start "
+                    f"afresh, or go on under another unique_name with initial_weights: {weights}"
+                )
             console.print(f"{self.results.path}: no checkpoint to resume from; starting afresh")
-            return
+            return None
         try:
-            status = self.state.restore(self.results.checkpoint)
-            status.expect_partial()  # what does not fit is told below, not in warnings at the end
-            status.assert_consumed()
-        except (AssertionError, ValueError):  # other variables, or of other shapes
+            different = differences(PatchTrainingConfig.from_values(record["config"]), self.config)
+        except UserError as error:
+            raise UserError(f"{self.results.path}: its run is of another version of this program ({error})") from None
+        if different:
+            was = ", ".join(f"{key}: {shown(value)}" for key, value, _ in different)
+            given = ", ".join(f"{key}: {shown(value)}" for key, _, value in different)
+            raise UserError(f"{self.results.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")
+        return record
+
+    def _restore(self, earlier):
+        """Take over the state of the newest usable checkpoint; `earlier` is the record of the newest that could be read."""
+        if earlier["data_sha256"] != self.record.data_sha256:
             raise UserError(
-                f"{self.results.checkpoint}: was written by another version of this program. Start afresh under another unique_name, or go "
-                "on from its weights with initial_weights"
-            ) from None
-        console.print(f"{self.results.path}: resuming after epoch {int(self.epoch)} of {self.config.n_epochs}")
+                f"{self.config.data_dir}: not the data that the run in {self.results.path} was begun with. Give data_dir that data, or "
+                "train under another unique_name"
+            )
+        self.results.checkpoints.restore(self.state)
+        if earlier["versions"]["tensorflow"] != tf.__version__:
+            console.print(
+                f"The checkpoint was written with TensorFlow {earlier['versions']['tensorflow']}, this is {tf.__version__}: results may "
+                "differ in their last digits from those of an uninterrupted run"
+            )
+        if self.epoch < self.config.n_epochs:
+            console.print(f"{self.results.path}: resuming after {self._position()}")
+
+    def _position(self):
+        """How far the run is, in words."""
+        epoch, step = self.epoch, int(self.step.step) - self.epoch * self.steps_per_epoch
+        if step == 0:
+            return f"epoch {epoch} of {self.config.n_epochs}"
+        return f"epoch {epoch + 1} of {self.config.n_epochs}, step {step} of {self.steps_per_epoch}"
 
     def fit(self):
         """Train, validate and save for the epochs that are left, then evaluate robustness as `robust_evaluation` says.
@@ -87,45 +143,51 @@ class Trainer:
         The report of the evaluation is `self.report` afterwards, None without one.
 
         Returns:
-            Clean validation accuracy after each of these epochs, a list of floats in [0, 1].
+            Clean validation accuracy after each of the epochs that ended here, a list of floats in [0, 1].
 
         Raises:
-            NonFiniteLossError: the loss or a gradient became NaN or infinite; weights and patches stay those of the step before.
-            StoppedError: SIGINT or SIGTERM came; the step in hand was completed.
-            UserError: the result directory cannot be written.
+            NonFiniteLossError: the loss or a gradient became NaN or infinite; weights and patches stay those of the step before, and
+                are saved.
+            StoppedError: SIGINT, SIGTERM or SIGHUP came; the step in hand was completed and saved.
+            UserError: the result directory cannot be written, or another process trains into it.
         """
-        first_epoch, accuracies = int(self.epoch), []
+        first_epoch = self.epoch
         started = time.monotonic()
         try:
-            if first_epoch < self.config.n_epochs:
-                self._print_plan()
-                accuracies = self._train(first_epoch)
-            else:
-                console.print(f"{self.results.path}: this run is finished; nothing is left to train")
-            seconds = time.monotonic() - started
-            self._evaluate()
+            with noted_signals() as self._stop, self.results.opened(self.record.rows):
+                if first_epoch < self.config.n_epochs:
+                    print_plan(self)
+                    self._train()
+                else:
+                    console.print(f"{self.results.path}: this run is finished; nothing is left to train")
+                seconds = time.monotonic() - started
+                self._stop_if_asked()
+                self._evaluate()
         except OSError as error:
-            raise UserError(f"{error.filename or self.results.path}: cannot be written: {error.strerror or error}") from None
+            raise self._out_of_reach(error) from None
+        accuracies = [row["validation_accuracy"] for row in self.record.rows[first_epoch:]]
         if accuracies:
-            self._print_summary(accuracies, seconds)
+            print_summary(self, accuracies, seconds)
         return accuracies
 
-    def _train(self, first_epoch):
-        """Train from an epoch on; returns the clean validation accuracy after each."""
-        accuracies = []
-        self.results.create(self.state)
-        self.results.restart_log(first_epoch)
+    def _train(self):
+        """Train the epochs that are left."""
         progress = TrainingProgress(
             n_epochs=self.config.n_epochs,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.config.batch_size,
-            first_epoch=first_epoch,
+            first_step=int(self.step.step),
         )
-        with noted_signals() as stop, progress:
-            for epoch in range(first_epoch, self.config.n_epochs):
-                self._train_epoch(epoch, progress, stop)
-                accuracies.append(self._finish_epoch(epoch, progress))
-        return accuracies
+        self._saved_at = time.monotonic()
+        try:
+            with progress:
+                for epoch in range(self.epoch, self.config.n_epochs):
+                    self._train_epoch(epoch, progress)
+                    self._finish_epoch(epoch, progress)
+        except OSError:
+            with contextlib.suppress(OSError):  # it may have been another file or place that failed
+                self._save()
+            raise
 
     def _evaluate(self):
         """Measure the robust accuracy of the trained model and log it, if that is wanted and not yet done."""
@@ -138,6 +200,8 @@ class Trainer:
         weights = self.results.weights_path(last_epoch)
         if not weights.exists():
             self.results.save_weights(self.model, last_epoch)
+        if self.bank is not None and not (self.results.path / PATCHES).exists():
+            self.results.save_patches(self.bank, last_epoch)
         directory = beside(weights, quick=quick)
         self.report = read_report(directory, git_blob(weights))
         if self.report is None:
@@ -151,13 +215,20 @@ class Trainer:
                     bank=self.results.path / PATCHES if self.bank is not None and "bank" in config.evaluation.starts else None,
                     resume=True,
                 )
-        self.results.log_robust_accuracy(last_epoch, self.report["headline"]["robust"]["accuracy"])
+        accuracy = self.report["headline"]["robust"]["accuracy"]
+        self.results.events.write(last_epoch, {"validation/robust_accuracy" + ("" if quick else "_full"): accuracy})
+        if self.record.rows[last_epoch].get("robust_accuracy") != accuracy:
+            self.record.rows[last_epoch]["robust_accuracy"] = accuracy
+            self.results.write_log(self.record.rows)
+            self._save()
 
-    def _train_epoch(self, epoch, progress, stop):
-        """One pass over the training images."""
+    def _train_epoch(self, epoch, progress):
+        """One pass over the training images, or what is left of it."""
         config = self.config
         self.step.optimizer.learning_rate.assign(learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr))
-        self.step.reset_metrics()
+        first_step = int(self.step.step)
+        if first_step == epoch * self.steps_per_epoch:
+            self.step.reset_metrics()
         batches = train_dataset(
             self.train_records,
             batch_size=config.batch_size,
@@ -166,40 +237,58 @@ class Trainer:
             label_smoothing=config.label_smoothing,
             seed=config.seed,
             epoch=epoch,
+            first_batch=first_step - epoch * self.steps_per_epoch,
         )
-        for done, (images, labels) in enumerate(batches, start=epoch * self.steps_per_epoch + 1):
+        for done, (images, labels) in enumerate(batches, start=first_step + 1):
             self.step.train_on_batch(images, labels)
             if progress.due(done):
                 self._check_finite()
                 progress.update(done, *self.step.metrics())
-            if stop.received:
-                raise StoppedError(self._stopped_message(epoch, done - epoch * self.steps_per_epoch), stop.received)
+            if time.monotonic() - self._saved_at >= 60 * config.checkpoint_every_minutes:
+                self._save()
+            self._stop_if_asked()
         self._check_finite()
 
     def _finish_epoch(self, epoch, progress):
-        """Validate, log and save; returns the clean validation accuracy."""
+        """Validate, log and save. The checkpoint comes last: until it is written, a resumed run does all of this again."""
         loss, accuracy = self.step.metrics()
-        validation_accuracy = self.validate()
+        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "validation_accuracy": self.validate()}
         self.results.save_weights(self.model, epoch)
         if self.bank is not None:
             self.results.save_patches(self.bank, epoch)
-        self.results.log_epoch(
-            epoch,
-            loss=loss,
-            accuracy=accuracy,
-            validation_accuracy=validation_accuracy,
-            learning_rate=float(self.step.optimizer.learning_rate),
-            images_per_second=progress.images_per_second,
-        )
-        self.epoch.assign(epoch + 1)
-        self.results.save_checkpoint(epoch)
-        progress.end_epoch(epoch, loss=loss, accuracy=accuracy, validation_accuracy=validation_accuracy)
-        return validation_accuracy
+        scalars = {
+            "train/loss": loss,
+            "train/accuracy": accuracy,
+            "validation/accuracy": row["validation_accuracy"],
+            "learning_rate": float(self.step.optimizer.learning_rate),
+            "images_per_second": progress.images_per_second,
+        }
+        self.results.events.write(epoch, scalars)
+        self.results.write_log([*self.record.rows, row])
+        self.record.rows.append(row)
+        self._save()
+        progress.end_epoch(epoch, loss=loss, accuracy=accuracy, validation_accuracy=row["validation_accuracy"])
+
+    def _save(self):
+        """Write a checkpoint; returns its path prefix."""
+        self._check_finite()
+        path = self.results.checkpoints.save(self.state)
+        self._saved_at = time.monotonic()
+        return path
+
+    def _stop_if_asked(self):
+        """Save and end the run if a stop signal came."""
+        if self._stop.received:
+            self._save()
+            raise StoppedError(f"Stopped after {self._position()}; all of it is saved. {self._continue_with()}", self._stop.received)
 
     def validate(self):
         """Clean accuracy on all validation images, a float in [0, 1]."""
         batch_size = self.config.batch_size
-        n_correct = sum(int(self._count_correct(*_padded(images, labels, batch_size))) for images, labels in self.validation_batches)
+        n_correct = 0
+        for images, labels in self.validation_batches:
+            n_correct += int(self._count_correct(*_padded(images, labels, batch_size)))
+            self._stop_if_asked()
         return n_correct / len(self.validation_records.labels)
 
     def _count_correct_in_batch(self, images, labels, n_images):
@@ -208,72 +297,34 @@ class Trainer:
         return tf.math.count_nonzero(correct & (tf.range(images.shape[0]) < n_images))
 
     def _check_finite(self):
-        """Stop the run if a step was not finite."""
+        """Stop the run if a step was not finite, with the state before that step saved."""
         step = int(self.step.failed_step)
         if step < 0:
             return
+        self.step.failed_step.assign(-1)  # in the checkpoint that step is still to come
+        try:
+            saved = f"the state before it is saved as {self._save()}"
+        except OSError as error:
+            saved = f"the state before it cannot be saved ({error.filename}: {error.strerror})"
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         config = self.config
         raise NonFiniteLossError(
             f"the loss or its gradient became NaN or infinite at step {step + 1} (epoch {epoch + 1}, step {step_in_epoch + 1}), which was "
-            f"not made. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
-            f"normalization: strip (now {config.normalization}) or precision: float32 (now {config.precision})"
+            f"not made; {saved}. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
+            f"normalization: strip (now {config.normalization}) or precision: float32 (now {config.precision}) under another unique_name"
         )
 
-    def _stopped_message(self, epoch, step):
-        """Where a run stopped and how it goes on."""
-        done = f"epoch {epoch} is saved" if epoch else "no epoch was complete"
-        return f"Stopped after epoch {epoch + 1}, step {step} of {self.steps_per_epoch}; {done}. {self._continue_with()}"
+    def _out_of_reach(self, error):
+        """The `UserError` of a file that cannot be read or written, with what is left of the run and how it goes on."""
+        try:
+            paths = self.results.checkpoints.paths()
+            left = f"The newest checkpoint is {paths[0]}. {self._continue_with()}" if paths else "No checkpoint was written yet"
+        except OSError:
+            left = f"The checkpoints are out of reach too. When they are back: {self._continue_with()}"
+        return UserError(f"{error.filename or self.results.path}: cannot be read or written: {error.strerror or error}. {left}")
 
     def _continue_with(self):
-        return f"Continue with: python mat/train.py {self.results.path / CONFIG} --resume"
-
-    def _print_plan(self):
-        """What the run will do."""
-        config, optimizer = self.config, self.config.optimizer
-        n_train, n_validation = len(self.train_records.labels), len(self.validation_records.labels)
-        n_epochs = config.n_epochs - int(self.epoch)
-        n_steps = n_epochs * self.steps_per_epoch
-        height, width, _ = config.patch_shape
-        targeted = "targeted" if optimizer.targeted_attack else "untargeted"
-        patches = (
-            f"{config.n_patches:,} of {height}x{width}, started from {config.patch_initialization}; "
-            f"{config.n_patch_trials} trials and {optimizer.n_iterations} {targeted} I-FGSM iterations a step"
-        )
-        plan = {
-            "device": device_name(),
-            "data": f"{config.data_dir}: {n_train:,} training and {n_validation:,} validation images "
-            f"of {config.image_size}x{config.image_size}, {config.n_classes} classes",
-            "network": f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization, "
-            f"{self.model.count_params():,} parameters, {config.precision}, XLA {'on' if self.jit_compile else 'off'}",
-            "weights": f"from {config.initial_weights}" if config.initial_weights else f"initialized from seed {config.seed}",
-            "patches": patches if self.bank else "none: plain training",
-            "steps": f"{n_epochs} epochs x {self.steps_per_epoch} steps of {config.batch_size} images = {n_steps:,} steps",
-            "results": str(self.results.path),
-        }
-        if config.precision == "mixed_bfloat16" and bfloat16_is_fast() is False:
-            plan["precision"] = "mixed_bfloat16 will not help: this device does not compute in bfloat16 by itself; float32 is as fast"
-        print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
-
-    def _print_summary(self, accuracies, seconds):
-        """How the run went and what it left."""
-        first_epoch = self.config.n_epochs - len(accuracies)
-        best = max(range(len(accuracies)), key=accuracies.__getitem__)
-        weights = self.results.weights_path(self.config.n_epochs - 1).name
-        files = [LOG, weights, *((PATCHES, PATCHES_PICTURE) if self.bank else ())]
-        accuracy = f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch {first_epoch + best + 1}"
-        robust = "not measured (robust_evaluation: none)"
-        if self.report is not None:
-            headline = self.report["headline"]["robust"]
-            robust = f"{interval_text(headline)}, the worst of {self.report['grid_summary']['n_patches']} universal patches"
-        summary = {
-            "clean validation accuracy": accuracy,
-            "robust validation accuracy": robust,
-            "time": duration(seconds),
-            "results": f"{self.results.path}: {', '.join(files)}",
-            "curves": f"tensorboard --logdir {self.results.path}",
-        }
-        print_facts("Done", summary)
+        return f"Continue with: {self.results.resume_command}"
 
 
 def sample_patches(config, train_records):

@@ -5,6 +5,7 @@ import http.server
 import os
 import pathlib
 import re
+import signal
 import threading
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -113,6 +114,18 @@ def tiny_config(tmp_path, tiny_data):
         return PatchTrainingConfig(**TINY | {"data_dir": str(tiny_data), "base_result_dir": str(tmp_path / "results")} | keys)
 
     return make
+
+
+def stop_at(trainer, *, step):
+    """Let this process get a SIGTERM in a step of a trainer's run, counted from 1."""
+    train_on_batch = trainer.step.train_on_batch
+
+    def train(images, labels):
+        if int(trainer.step.step) == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_on_batch(images, labels)
+
+    trainer.step.train_on_batch = train
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -15,21 +15,36 @@ SOURCES = sorted((ROOT / "mat").rglob("*.py"))
 
 # Each layer imports from the layers below it only, and modules of one layer do not import each other, but for packages' own parts.
 LAYERS = [
-    ["train", "evaluate", "tools.benchmark", "tools.growth"],
+    ["train", "evaluate", "tools.benchmark", "tools.growth", "tools.interruptions"],
     ["tools.measurements"],
     ["trainer"],
+    ["plan"],
     ["evaluator", "results", "step", "data.convert", "tools.synthetic", "tools.convolutions"],
-    ["evaluation", "report", "pictures", "data.splits"],
+    ["evaluation", "report", "pictures", "data.splits", "checkpoints", "events"],
     ["universal", "data.demo", "data.tiny_imagenet"],
     ["patch", "attack", "models", "grid", "report_directory"],
-    ["models.resnet", "models.weights", "data.records", "statistics"],
+    ["models.resnet", "models.weights", "data.reading", "statistics"],
     ["models.convolutional", "models.groupnormalization"],
-    ["models.prepared", "config", "download", "devices", "signals"],
-    ["seeds", "terminal", "config_keys", "files", "commands"],
-    ["yaml_reader"],
+    ["models.prepared", "data.records", "config", "download", "devices", "signals"],
+    ["seeds", "terminal", "config_keys", "commands"],
+    ["yaml_reader", "files"],
     ["errors"],
 ]
-WITHOUT_CONFIG = ("patch", "attack", "universal", "evaluation", "grid", "report", "pictures", "step", "seeds", "models.", "data.")
+WITHOUT_CONFIG = (
+    "checkpoints",
+    "events",
+    "patch",
+    "attack",
+    "universal",
+    "evaluation",
+    "grid",
+    "report",
+    "pictures",
+    "step",
+    "seeds",
+    "models.",
+    "data.",
+)
 
 
 def module_name(path):

@@ -1,6 +1,7 @@
 """The command line: exit statuses, messages, and that nothing is written where the input is at fault."""
 
 import json
+import os
 import pathlib
 import re
 import signal
@@ -131,10 +132,33 @@ def test_faulty_configs_end_with_status_2_and_one_message(tmp_path, monkeypatch,
     assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml"}
 
 
-def test_brackets_in_names_are_no_markup(run):
-    status, errors, output = run(["--set", "n_epochs=1"], base_result_dir="[/red]results")
+def test_brackets_in_names_are_no_markup(run, tiny_data):
+    pathlib.Path("[").mkdir()
+    tiny_data.rename("[/red]data")
+    status, errors, output = run(["--set", "n_epochs=1"], data_dir="[/red]data")
     assert (status, errors) == (0, "")
-    assert "training into [/red]results/run" in output
+    assert "[/red]data: 32 training" in output
+
+
+def test_a_moved_run_is_resumed_where_it_lies_or_not_at_all(run):
+    assert run(n_epochs=1, n_patches=0)[0] == 0
+    pathlib.Path("results/run").rename("results/old run")
+    status = main(["results/old run/config.yaml", "--resume"])
+    assert status == 2
+    assert not pathlib.Path("results/run").exists()
+    places = [f"base_result_dir={pathlib.Path('results').absolute()}", "unique_name=old run"]
+    assert main(["results/old run/config.yaml", "--resume", "--set", places[0], "--set", places[1]]) == 0
+
+
+def test_bad_records_stop_the_run_or_are_passed_over(run, tiny_data):
+    write_tiny_split(tiny_data, "train", np.arange(33) % 4, jpeg=b"no image")
+    status, errors, _ = run(n_epochs=1, n_patches=0)
+    assert status == 2
+    assert "train.tfrecord: record 0 has an image that cannot be decoded" in errors
+    status, errors, output = run(["--set", "bad_records=skip"], n_epochs=1, n_patches=0)
+    assert (status, errors) == (0, "")
+    assert "train.tfrecord: passing over 1 bad of 33 records: record 0" in output
+    assert "32 training and 12 validation images" in output
 
 
 def test_a_loss_that_is_not_finite_ends_with_status_3(run):
@@ -161,18 +185,26 @@ def test_config_errors_come_without_tensorflow(tmp_path):
     assert "tensorflow" not in process.stderr
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_stop_the_run_after_a_step_with_its_status(tmp_path, tiny_data, number, status):
+def test_a_terminal_that_is_gone_ends_the_run_after_a_step_with_its_status_and_the_way_to_go_on(tmp_path, tiny_data):
+    """SIGHUP, and nobody reads the output; Ctrl-C and SIGTERM are among the interruptions of tests/test_resume.py."""
     config = {**TINY, "data_dir": str(tiny_data), "base_result_dir": str(tmp_path / "results"), "n_epochs": 100_000}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, str(ROOT / "mat" / "train.py"), str(tmp_path / "config.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the process inherits it, and under nohup it would be ignored
+    reader, writer = os.pipe()
+    process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGHUP, before)
+    os.close(writer)
     log, deadline = tmp_path / "results" / "run" / "log.csv", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status
+    os.close(reader)
+    process.send_signal(signal.SIGHUP)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 129
     assert errors.splitlines()[-1].startswith("mat-train: Stopped after epoch")
     assert f"{tmp_path}/results/run/config.yaml --resume" in errors
     assert "Traceback" not in errors

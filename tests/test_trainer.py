@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from mat.config import EvaluationConfig, PatchTrainingConfig
-from mat.errors import NonFiniteLossError, StoppedError, UserError
+from mat.errors import NonFiniteLossError, StoppedError
 from mat.models import create_model, load_weights
+from mat.plan import print_plan
 from mat.results import ResultDirectory, patch_grid
 from mat.trainer import Trainer
 
@@ -81,36 +82,6 @@ def test_two_runs_of_one_config_are_identical(tiny_config):
     assert_equal_states(*states)
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny_config, monkeypatch, capsys):
-    whole, broken = tiny_config(unique_name="whole", n_epochs=3), tiny_config(unique_name="broken", n_epochs=3)
-    Trainer(whole).fit()
-    trainer = Trainer(broken)
-    finish_epoch = trainer._finish_epoch
-
-    def interrupt(epoch, progress):
-        accuracy = finish_epoch(epoch, progress)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return accuracy
-
-    monkeypatch.setattr(trainer, "_finish_epoch", interrupt)
-    with pytest.raises(StoppedError, match=r"after epoch 2, step 1 of 4; epoch 1 is saved.*broken/config.yaml --resume") as stop:
-        trainer.fit()
-    assert stop.value.exit_status == 143
-    Trainer(PatchTrainingConfig.from_yaml(broken.result_dir / "config.yaml"), resume=True).fit()
-    assert_equal_states(final_state(whole), final_state(broken))
-    assert "resuming after epoch 1 of 3" in capsys.readouterr().out
-    assert Trainer(broken, resume=True).fit() == []
-    assert "finished" in capsys.readouterr().out
-
-
-def test_resume_without_a_checkpoint_starts_afresh_and_another_config_is_refused(tiny_config, capsys):
-    config = tiny_config(n_epochs=1)
-    Trainer(config, resume=True).fit()
-    assert "starting afresh" in capsys.readouterr().out
-    with pytest.raises(UserError, match="this run has seed: 0, and --resume was given seed: 1"):
-        Trainer(tiny_config(n_epochs=1, seed=1), resume=True)
-
-
 def test_training_without_patches_leaves_no_bank(tiny_config, capsys):
     config = tiny_config(n_patches=0, n_epochs=1)
     Trainer(config).fit()
@@ -169,13 +140,20 @@ def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monke
     assert "Evaluated" not in capsys.readouterr().out
 
 
-def test_a_log_begun_without_the_robust_column_gets_it(tiny_config):
-    results = ResultDirectory(tiny_config(robust_evaluation="quick"), resume=True)
+@pytest.mark.parametrize(
+    ("robust_evaluation", "measured", "header", "row"),
+    [
+        ("none", {}, "", ""),
+        ("quick", {}, ";Robust Accuracy", ";"),
+        ("none", {"robust_accuracy": 0.125}, ";Robust Accuracy", ";0.125"),  # measured before, and not wanted again
+    ],
+)
+def test_the_log_has_the_column_of_robustness_where_it_is_wanted_or_known(tiny_config, robust_evaluation, measured, header, row):
+    results = ResultDirectory(tiny_config(robust_evaluation=robust_evaluation))
     results.path.mkdir(parents=True)
-    (results.path / "log.csv").write_bytes(b"Epoch;Train Loss;Train Accuracy;Valid Accuracy\r\n0.000;1.500;0.250;0.500\r\n")
-    results.restart_log(1)
-    header, row = (results.path / "log.csv").read_bytes().splitlines()
-    assert (header, row) == (b"Epoch;Train Loss;Train Accuracy;Valid Accuracy;Robust Accuracy", b"0.000;1.500;0.250;0.500;")
+    results.write_log([{"epoch": 0, "loss": 1.5, "accuracy": 0.25, "validation_accuracy": 0.5} | measured])
+    text = f"Epoch;Train Loss;Train Accuracy;Valid Accuracy{header}\r\n0.000;1.500;0.250;0.500{row}\r\n"
+    assert (results.path / "log.csv").read_bytes() == text.encode()
 
 
 @pytest.mark.parametrize(
@@ -230,14 +208,6 @@ def test_patch_grid_shows_every_patch_in_its_place():
 
 @pytest.mark.parametrize("fast", [True, False, None])
 def test_the_plan_says_where_bfloat16_does_not_help(tiny_config, monkeypatch, capsys, fast):
-    monkeypatch.setattr("mat.trainer.bfloat16_is_fast", lambda: fast)
-    Trainer(tiny_config(precision="mixed_bfloat16"))._print_plan()
+    monkeypatch.setattr("mat.plan.bfloat16_is_fast", lambda: fast)
+    print_plan(Trainer(tiny_config(precision="mixed_bfloat16")))
     assert ("mixed_bfloat16 will not help" in capsys.readouterr().out) == (fast is False)
-
-
-def test_a_checkpoint_of_other_variables_is_refused(tiny_config):
-    config = tiny_config(n_epochs=1, n_patches=0)
-    Trainer(config).fit()
-    tf.train.Checkpoint(other=tf.Variable(1.0)).write(ResultDirectory(config, resume=True).checkpoint)
-    with pytest.raises(UserError, match="ckpt-0: was written by another version"):
-        Trainer(config, resume=True)

@@ -1,0 +1,47 @@
+"""What earlier versions wrote is read: config, weights, bank, checkpoint. `tests/make_fixture.py` wrote the files."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from mat.config import PatchTrainingConfig
+from mat.models import create_model, load_weights
+from mat.report_directory import read_bank
+from mat.trainer import Trainer
+from tests.make_fixture import state_of, sums
+
+FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").iterdir())
+
+
+@pytest.fixture(params=FIXTURES, ids=[path.name for path in FIXTURES])
+def earlier(request, tmp_path):
+    """(config, expected sums) of a copy of a version's run."""
+    shutil.copytree(request.param, tmp_path / "copy")
+    places = [f"base_result_dir={tmp_path / 'copy'}", f"data_dir={tmp_path / 'copy' / 'data'}"]
+    config = PatchTrainingConfig.from_yaml(tmp_path / "copy" / "run" / "config.yaml", places, resume=True)
+    return config, json.loads((tmp_path / "copy" / "expected.json").read_text())
+
+
+def test_configs_weights_and_banks_of_earlier_versions_are_read(earlier):
+    config, expected = earlier
+    assert (config.n_epochs, config.n_patches, config.optimizer.n_iterations, config.patch_shape) == (2, 6, 1, (6, 6, 3))
+    model = create_model(config)
+    load_weights(model, config.result_dir / "tiny_imagenet_weights_000.h5")
+    patches, targets = read_bank(config.result_dir / "patches.npz", config.n_classes)
+    assert sums({"weights": model.get_weights(), "patches": [patches]}) == pytest.approx(expected["epoch"], rel=1e-6)
+    np.testing.assert_array_equal(targets, [0, 1, 2, 3, 0, 1])
+
+
+def test_checkpoints_of_earlier_versions_are_resumed(earlier):
+    config, expected = earlier
+    log = (config.result_dir / "log.csv").read_text()
+    trainer = Trainer(config, resume=True)
+    assert (trainer.epoch, int(trainer.step.step)) == (1, 6)
+    assert sums(state_of(trainer)) == pytest.approx(expected["checkpoint"], rel=1e-6)
+    assert len(trainer.fit()) == 1
+    lines = (config.result_dir / "log.csv").read_text().splitlines()
+    assert lines[:-1] == log.splitlines()
+    assert lines[-1].startswith("1.000;")
