@@ -1,6 +1,7 @@
 """Checkpoints: all that a run goes on from, written so that there is always a whole one, and read so that a damaged one costs little."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -148,6 +149,8 @@ class Checkpoints:
 
         number = int(state.save_counter) + 1
         path = str(self.directory / f"ckpt-{number}")
+        if not self.directory.is_dir():  # TensorFlow would make it again, where a file system was unmounted on the disk below
+            raise write_error(path, self.n_bytes, os.strerror(errno.ENOENT), errno.ENOENT)
         try:
             if self._manager is None:
                 self._manager = self._make_manager(state)

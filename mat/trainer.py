@@ -69,14 +69,14 @@ class Trainer:
             )
         self.jit_compile = use_xla(config.jit_compile)
         self.bank = None
-        if config.n_patches:
-            self.bank = (
-                sample_patches(config, self.train_records) if earlier is None else PatchBank.empty(config.n_patches, config.patch_shape)
-            )
+        if config.n_patches and earlier is None:
+            self.bank = sample_patches(config, self.train_records)
+        elif config.n_patches:
+            self.bank = PatchBank.empty(config.n_patches, config.patch_shape)
         self.step = create_step(config, self.model, self.bank)
         self._count_correct = compile_with(self.model, self._count_correct_in_batch, jit_compile=self.jit_compile)
-        bank_bytes = self.bank.patches.numpy().nbytes if self.bank else 0
-        self.results.checkpoints.n_bytes = 2 * 4 * self.model.count_params() + bank_bytes  # with the momentum
+        n_numbers = 2 * self.model.count_params() + (self.bank.patches.shape.num_elements() if self.bank else 0)  # with the momentum
+        self.results.checkpoints.n_bytes = 4 * n_numbers
         self.record = RunRecord(config.to_values(), fingerprint((self.train_records, self.validation_records)))
         self.state = tf.train.Checkpoint(step=self.step, record=self.record)
         self._stop = StopRequest()

@@ -39,7 +39,7 @@ def test_benchmark_measures_step_pipeline_and_bank_without_data(tmp_path, capsys
     assert status == 0
     assert "60 synthetic ones" in output
     measured = [key for key in result if key.endswith(("_seconds", "_per_second", "_gflops", "_bytes")) and not key.startswith("all_")]
-    assert len(measured) == 12
+    assert len(measured) == 15
     assert all(result[key] > 0 for key in measured)
     layers = result["convolutions"]
     assert result["conv_bound_seconds"] == pytest.approx(sum(layer["seconds"] * layer["forward_equivalents"] for layer in layers))

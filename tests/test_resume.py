@@ -244,6 +244,21 @@ def test_a_step_that_is_not_finite_leaves_the_state_before_it(plain_config, caps
         resumed.fit()
 
 
+def test_a_directory_that_is_gone_ends_the_run_and_is_not_made_again(plain_config):
+    config = plain_config(checkpoint_every_minutes=1e-6)
+    trainer = Trainer(config)
+    train_on_batch = trainer.step.train_on_batch
+
+    def train_and_lose(images, labels):
+        shutil.rmtree(config.result_dir, ignore_errors=True)
+        return train_on_batch(images, labels)
+
+    trainer.step.train_on_batch = train_and_lose
+    with pytest.raises(UserError, match=r"ckpt-1: cannot be read or written: No such file or directory"):
+        trainer.fit()
+    assert not config.result_dir.exists()
+
+
 def test_directories_out_of_reach_end_in_a_message(plain_config, monkeypatch):
     config = plain_config(n_epochs=1)
     trainer = Trainer(config)

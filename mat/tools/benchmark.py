@@ -11,15 +11,15 @@ from mat.config_keys import plain_values
 from mat.errors import UserError
 from mat.terminal import console, print_facts, print_table, quiet_stderr
 
-PARTS = ("step", "pipeline", "bank")
+PARTS = ("step", "pipeline", "bank", "checkpoint")
 
 
 def parse_arguments(arguments):
     """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(
         prog="python -m mat.tools.benchmark",
-        description="Time the training step, the input pipeline and the start of a config. The last line printed is one JSON object. "
-        "Where data_dir has no records, synthetic ones stand in. docs/performance.md tells what the numbers mean.",
+        description="Time the training step, the input pipeline, the start and a checkpoint of a config. The last line printed is one JSON "
+        "object. Where data_dir has no records, synthetic ones stand in. docs/performance.md tells what the numbers mean.",
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/mat.yaml")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config, as in mat/train.py")
@@ -52,6 +52,10 @@ def benchmark(arguments):
             if "bank" in parts:
                 result |= measurements.measure_bank(config, records)
         print_data(result)
+    if "checkpoint" in parts:
+        result |= measurements.measure_checkpoint(config, arguments.repeats)
+        written = f"{result['checkpoint_seconds']:.2f} s to write {result['checkpoint_bytes'] / 1e6:.1f} MB"
+        print_facts("Checkpoint", {"one": f"{written}, {result['restore_seconds']:.2f} s to restore"})
     if "step" in parts:
         result |= measurements.measure_step(config, arguments.repeats, breakdown=arguments.breakdown, profile=arguments.profile)
         print_step(result)

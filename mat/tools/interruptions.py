@@ -16,13 +16,9 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-import tensorflow as tf
 import yaml
 
-from mat.checkpoints import Checkpoints
-from mat.events import read_values
-from mat.tools.synthetic import make_synthetic_records
+from mat.terminal import quiet_stderr
 
 TRAIN = pathlib.Path(__file__).parent.parent / "train.py"
 CONFIG = {
@@ -61,6 +57,8 @@ def interrupted_run(directory, interruptions, rng):
     Raises:
         RuntimeError: the run ended otherwise, or made no checkpoint.
     """
+    from mat.checkpoints import Checkpoints  # imports TensorFlow, as below
+
     result, happened = directory / "interrupted", []
     checkpoints = Checkpoints(result / "checkpoints", keep=1)
     for number, moment in interruptions:
@@ -84,6 +82,11 @@ def uninterrupted_run(directory):
 
 def differences(one, other):
     """What differs between the ends of two runs' result directories, a list of words: empty where they are the same."""
+    import numpy as np
+    import tensorflow as tf
+
+    from mat.events import read_values
+
     found = [name for name in ("log.csv", "patches.npz") if (one / name).read_bytes() != (other / name).read_bytes()]
     weights = [sorted(path.name for path in run.glob("*.h5")) for run in (one, other)]
     found += [] if weights[0] == weights[1] else ["names of weights files"]
@@ -135,6 +138,8 @@ def _half_written(checkpoints):
 
 def compare(directory, n_kills, seed):
     """Make both runs in `directory`, which must be empty; returns what happened, as of `interrupted_run`, and the `differences`."""
+    from mat.tools.synthetic import make_synthetic_records
+
     directory = pathlib.Path(directory)
     rng = random.Random(seed)
     interruptions = [(signal.SIGKILL, MOMENTS[i % len(MOMENTS)]) for i in range(n_kills)]
@@ -156,6 +161,8 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--directory", help="where the runs go, an empty directory (default: a temporary one)")
     arguments = parser.parse_args(arguments)
+    with quiet_stderr():
+        import tensorflow  # noqa: F401 -- only for its greetings to be held back
     with tempfile.TemporaryDirectory() as temporary:
         happened, different = compare(arguments.directory or temporary, arguments.kills, arguments.seed)
     for name, moment, status, newest, half_written in happened:

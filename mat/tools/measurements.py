@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat import __version__
+from mat.checkpoints import Checkpoints, RunRecord
 from mat.data.reading import read_records
 from mat.data.records import IMAGE, LABEL, record_path
 from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, resize, train_dataset
@@ -226,6 +227,21 @@ def measure_bank(config, records):
     if config.n_patches:
         result["sample_bank_seconds"], _ = _timed(sample_patches, config, train_records)
     return result
+
+
+def measure_checkpoint(config, repeats):
+    """Seconds and bytes of a checkpoint of a config's run in the temporary directory, and seconds of restoring it.
+
+    The first write, which also traces, is not among those that the median is of.
+    """
+    step = create_step(config, create_model(config), random_bank(config) if config.n_patches else None)
+    state = tf.train.Checkpoint(step=step, record=RunRecord(config.to_values(), data_sha256=""))
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoints = Checkpoints(directory, keep=config.checkpoints_to_keep)
+        seconds = [_timed(checkpoints.save, state)[0] for _ in range(repeats + 1)][1:]
+        restore_seconds, path = _timed(checkpoints.restore, state)
+        n_bytes = sum(file.stat().st_size for file in pathlib.Path(directory).glob(f"{pathlib.Path(path).name}.*"))
+    return {"checkpoint_seconds": statistics.median(seconds), "checkpoint_bytes": n_bytes, "restore_seconds": restore_seconds}
 
 
 def peak_memory():
