@@ -57,7 +57,7 @@ class ResultDirectory:
                     pass
             self._seen = self.checkpoints.paths()
         except OSError as error:
-            raise UserError(f"{error.filename}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
+            raise UserError(f"{error.filename or self.path}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
 
     def _exists(self):
         return UserError(

@@ -22,7 +22,7 @@ FIXTURES = pathlib.Path("tests/fixtures")  # relative, because the files keep it
 def state_of(trainer):
     """The arrays of a trainer's state by their kind."""
     arrays = {"weights": trainer.model.weights, "momentum": trainer.step.optimizer.velocities, "patches": [trainer.bank.patches]}
-    return {kind: [np.asarray(array) for array in values] for kind, values in arrays.items()}
+    return {kind: [array.numpy() for array in values] for kind, values in arrays.items()}
 
 
 def sums(arrays):
