@@ -12,12 +12,11 @@ import tensorflow as tf
 
 from mat import __version__
 from mat.errors import UserError
-from mat.files import replace_file, write_error
+from mat.files import replace_file, sync, write_error
 from mat.terminal import console
 
 RECORD_KEY = "record/.ATTRIBUTES/py_state"
 FILES = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")
-OUT_OF_REACH = (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError)
 UNREADABLE = (
     tf.errors.OpError,
     ValueError,
@@ -84,10 +83,11 @@ class Checkpoints:
         """The values of the newest readable `RunRecord`, a dict; None where there is none.
 
         Raises:
-            UserError: it is of another version of this program, or may not be read.
-            OSError: the directory cannot be read.
+            UserError: it is of another version of this program.
+            OSError: the directory or a file in it cannot be read.
         """
         for path in self.paths():
+            self._check_reach(path)
             try:
                 reader = tf.train.load_checkpoint(path)
                 if not reader.has_tensor(RECORD_KEY):
@@ -104,12 +104,13 @@ class Checkpoints:
             Its path prefix.
 
         Raises:
-            UserError: none is whole, or one holds other variables than `state`, or may not be read.
-            OSError: the directory cannot be read.
+            UserError: none is whole, or one holds other variables than `state`.
+            OSError: the directory or a file in it cannot be read.
         """
         for path in self.paths():
             if path in self._damaged:
                 continue
+            self._check_reach(path)
             try:
                 status = state.restore(path)
                 status.expect_partial()  # what does not fit is told here, not in warnings at the end
@@ -124,10 +125,14 @@ class Checkpoints:
             "initial_weights"
         )
 
+    def _check_reach(self, path):
+        """Let the system say what keeps a checkpoint from being read: TensorFlow says of all of them that the file is damaged."""
+        for file in self.directory.glob(f"{pathlib.Path(path).name}.*"):
+            with open(file, "rb") as content:
+                content.read(1)
+
     def _pass_over(self, path, error):
-        """Report a damaged checkpoint; one that is merely out of reach is not damaged."""
-        if isinstance(error, OUT_OF_REACH):
-            raise UserError(f"{path}: cannot be read: {_reason(error)}")
+        """Report a damaged checkpoint."""
         console.print(f"{path}: damaged, passed over ({_reason(error)})")
         self._damaged.add(path)
 
@@ -142,9 +147,9 @@ class Checkpoints:
         """
         whole = []
 
-        def sync(path):  # before the manager removes an older one
+        def sync_all(path):  # before the manager removes an older one
             for file in self.directory.glob(f"{pathlib.Path(path).name}.*"):
-                _sync(file)
+                sync(file)
             whole.append(pathlib.Path(path).name)
 
         number = int(state.save_counter) + 1
@@ -154,7 +159,7 @@ class Checkpoints:
         try:
             if self._manager is None:
                 self._manager = self._make_manager(state)
-            self._manager.save(checkpoint_number=number, options=tf.train.CheckpointOptions(experimental_write_callbacks=[sync]))
+            self._manager.save(checkpoint_number=number, options=tf.train.CheckpointOptions(experimental_write_callbacks=[sync_all]))
         except (tf.errors.OpError, OSError) as error:
             self._manager = None  # it counts what it did not write
             with contextlib.suppress(OSError):
@@ -182,15 +187,11 @@ class Checkpoints:
     def _remove(self, unwanted):
         """Remove what a write that broke off left, and the files of checkpoints whose name is unwanted."""
         for path in self._files():
-            if (match := FILES.fullmatch(path.name)) and (match[2] == "_temp" or unwanted(f"ckpt-{match[1]}")):
+            match = FILES.fullmatch(path.name)
+            half_written = path.name.startswith("checkpoint.tmp") or (match and match[2] == "_temp")
+            if half_written or (match and unwanted(f"ckpt-{match[1]}")):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _sync(path):
-    """Wait until a file is on the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _reason(error):

@@ -326,7 +326,7 @@ def _placeholders(unique_name):
     for _, name, specification, _ in parsed:
         if name and not re.fullmatch(r"\w+(\[\w+\])?", name):
             raise _wrong_name(unique_name, f"{shown(name)} is not such a name")
-        if "{" in (specification or "") or any(int(width) > MAX_NAME for width in re.findall(r"\d{1,9}", specification or "")):
+        if "{" in (specification or "") or any(int(width) > MAX_NAME for width in re.findall(r"\d+", specification or "")):
             raise _wrong_name(unique_name, f"{shown(specification)} is too wide")
     return {name.partition("[")[0] for _, name, _, _ in parsed if name}
 

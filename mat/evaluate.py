@@ -19,7 +19,8 @@ from mat.terminal import console, quiet_stderr
 
 STATUS = """
 exit status:
-  0 done; 2 the config, the data, the weights, the patches or the report directory are at fault; 130 Ctrl-C; 143 SIGTERM; 1 a bug"""
+  0 done; 2 the config, the data, the weights, the patches or the report directory are at fault;
+  130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 1 a bug"""
 
 FLAGS = {
     "max_images": "validation images to score on",

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mat.data.reading import Records
 from mat.data.tiny_imagenet import validation_dataset
 from mat.devices import use_xla
 from mat.errors import UserError
@@ -116,7 +115,7 @@ class Evaluation:
         chosen = np.arange(n_all)
         if n_images is not None and n_images < n_all:
             chosen = np.sort(generator(self.config.seed, stream).permutation(n_all)[:n_images])
-        records = Records(records.path, tf.gather(records.images, chosen), records.labels[chosen])
+        records = records._replace(images=tf.gather(records.images, chosen), labels=records.labels[chosen])
         batches = validation_dataset(records, batch_size=LOAD_BATCH, n_classes=self.config.n_classes, image_size=self.config.image_size)
         return tf.concat([images for images, _ in batches], axis=0), records.labels, chosen
 

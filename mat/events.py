@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from mat.data.records import CHECKSUM, framed_payloads
-from mat.files import replace_file, write_error
+from mat.data.records import CHECKSUM, HEADER, corrupt_records, framed_payloads
+from mat.files import replace_file, sync, write_error
 
 
 class Events:
@@ -34,8 +34,9 @@ class Events:
         """Note what a file of an earlier process holds, and leave out of it later epochs and what follows a damaged place."""
         content = path.read_bytes()
         spans, _ = framed_payloads(content)
+        corrupt = corrupt_records(path, np.array([start for start, _ in spans], np.int64) - HEADER)
         kept, position = [], 0
-        for start, stop in spans:
+        for start, stop in spans[: corrupt[0] if len(corrupt) else None]:
             try:
                 event = tf.compat.v1.Event.FromString(content[start:stop])
             except DecodeError:
@@ -68,13 +69,16 @@ class Events:
                 for tag, picture in pictures.items():
                     tf.summary.image(tag, picture[np.newaxis])
             self._writer.flush()
-        except tf.errors.OpError as error:
+            for path in self._directory.glob("*tfevents*"):
+                sync(path)
+        except (tf.errors.OpError, OSError) as error:
             size = sum(picture.nbytes for picture in pictures.values())
-            raise write_error(self._directory, size, error.message.splitlines()[0]) from None
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise write_error(self._directory, size, reason, getattr(error, "errno", None)) from None
         self._written |= {(tag, epoch) for tag in (*scalars, *pictures)}
 
 
-def read_values(directory):
+def written_tags(directory):
     """(tag, epoch) of every value in the event files of a directory, sorted."""
     paths = [str(path) for path in pathlib.Path(directory).glob("*tfevents*")]
     events = [tf.compat.v1.Event.FromString(record.numpy()) for path in paths for record in tf.data.TFRecordDataset(path)]

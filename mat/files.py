@@ -40,6 +40,16 @@ def replace_file(path, content):
         raise write_error(path, len(content), error.strerror, error.errno) from None
 
 
+def sync(path):
+    """Wait until a file is on the disk.
+
+    Raises:
+        OSError: it does not get there.
+    """
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_error(path, n_bytes, reason, number=None):
     """The `OSError` of a file that cannot be written, which says how much there was to write and how much space there is.
 
@@ -104,7 +114,7 @@ def held_alone(path, remedy):
         except OSError:  # no locks here
             yield
             return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # it only informs, and the disk may be full
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

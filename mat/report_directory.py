@@ -7,6 +7,7 @@ as the very last file, so that no unfinished evaluation looks complete.
 import json
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -18,7 +19,10 @@ PROTOCOL = "protocol.json"
 RESTARTS = "restarts"
 PATCHES = "universal_patches.npz"
 SUFFIX = "_evaluation"
-UNREADABLE = (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile)  # what NumPy raises on other files
+UNREADABLE = (  # what NumPy and its zip reader raise on other files
+    *(OSError, ValueError, TypeError, AttributeError, EOFError, LookupError, RuntimeError, ArithmeticError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def beside(weights, *, quick):
@@ -32,7 +36,7 @@ def read_report(path, weights_git_blob):
     try:
         report = json.loads((pathlib.Path(path) / REPORT).read_text())
         return report if report["subject"]["weights_git_blob"] == weights_git_blob and "headline" in report else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -66,7 +70,7 @@ class ReportDirectory:
         try:
             saved = json.loads((self.path / PROTOCOL).read_text())
             different = [key for key in {**saved, **self._protocol} if saved.get(key) != self._protocol.get(key)]
-        except (OSError, ValueError, AttributeError, TypeError):
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{self.path}: holds no evaluation to continue ({PROTOCOL}). Choose another --output") from None
         if different:
             key = different[0]

@@ -17,6 +17,12 @@ CONFIG = "config.yaml"
 LOG = "log.csv"
 LOG_COLUMNS = {"Epoch": "epoch", "Train Loss": "loss", "Train Accuracy": "accuracy", "Valid Accuracy": "validation_accuracy"}
 ROBUST_COLUMN = {"Robust Accuracy": "robust_accuracy"}  # empty but in the epochs that were evaluated
+EVENT_TAGS = {
+    "train/loss": "loss",
+    "train/accuracy": "accuracy",
+    "validation/accuracy": "validation_accuracy",
+    "learning_rate": "learning_rate",
+}
 PATCHES = "patches.npz"
 PATCHES_PICTURE = "patches.png"
 CHECKPOINTS = "checkpoints"
@@ -48,16 +54,18 @@ class ResultDirectory:
         self._config = config
         self._resume = resume
         self._robust = config.robust_evaluation != "none"
-        if self.path.exists() and not resume:
-            raise self._exists()
-        check_writable(self.path, "Change base_result_dir or unique_name")
+        self.resume_config = self.path / CONFIG  # what --resume is to be given
         try:
+            if self.path.exists() and not resume:
+                raise self._exists()
+            check_writable(self.path, "Change base_result_dir or unique_name")
             if (self.path / CHECKPOINTS).is_dir():
                 with self.held():
                     pass
             self._seen = self.checkpoints.paths()
         except OSError as error:
-            raise UserError(f"{error.filename or self.path}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
+            place = error.filename or self.path
+            raise UserError(f"{place}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
 
     def _exists(self):
         return UserError(
@@ -69,7 +77,7 @@ class ResultDirectory:
     @property
     def resume_command(self):
         """The command that continues the run."""
-        return f"python mat/train.py {shlex.quote(str(self.path / CONFIG))} --resume"
+        return f"python mat/train.py {shlex.quote(str(self.resume_config))} --resume"
 
     def held(self):
         """Within this block no other process trains into the directory.
@@ -99,6 +107,8 @@ class ResultDirectory:
             self._config.to_yaml(self.path / CONFIG)
             self.write_log(rows)
             self.events = Events(self.path / EVENTS, n_epochs=len(rows))
+            for row in rows:  # what a damaged file lost
+                self.write_events(row)
             yield
 
     def leftovers(self):
@@ -120,6 +130,10 @@ class ResultDirectory:
             columns = columns | ROBUST_COLUMN
         lines = [";".join(f"{row[key]:.3f}" if key in row else "" for key in columns.values()) for row in rows]
         replace_file(self.path / LOG, "".join(f"{line}\r\n" for line in [";".join(columns), *lines]).encode())
+
+    def write_events(self, row, **scalars):
+        """Write an epoch to the TensorBoard events: its row, as of `write_log`, and other `scalars`."""
+        self.events.write(row["epoch"], {tag: row[key] for tag, key in EVENT_TAGS.items() if key in row} | scalars)
 
     def save_weights(self, model, epoch):
         """Write the weights after an epoch, counted from 0."""

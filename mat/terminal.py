@@ -27,11 +27,14 @@ class _Output:
     def write(self, text):
         """Write text; returns its length."""
         with contextlib.suppress(OSError):
-            sys.stdout.write(text)
+            if sys.stdout is not None:  # closed by the shell
+                sys.stdout.write(text)
         return len(text)
 
     def flush(self):
         """Pass on what is written."""
+        if sys.stdout is None:
+            return
         try:
             sys.stdout.flush()
         except OSError as error:

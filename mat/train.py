@@ -1,6 +1,7 @@
 """Command line: train a model with meta adversarial training as a YAML file says."""
 
 import argparse
+import json
 import pathlib
 import shlex
 import sys
@@ -45,7 +46,7 @@ def train(arguments):
     """Read the config, then train; the config is reported on before the seconds that TensorFlow takes to import."""
     config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=arguments.resume)
     if arguments.resume:
-        check_directory(arguments.config, config)
+        check_directory(arguments, config)
     console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
     with raised_signals("Stopped before training began; nothing was changed"):
         with quiet_stderr():
@@ -57,21 +58,26 @@ def train(arguments):
         configs = [config, config.without_patches()] if config.plain_baseline else [config]
         trainers = [Trainer(each, resume=arguments.resume) for each in configs]  # so that all is checked before the hours of the first
     for trainer in trainers:
+        trainer.results.resume_config = trainers[0].results.resume_config  # goes on with both
         trainer.fit()
     if config.plain_baseline:
         print_comparison(dict(zip(["meta adversarial training", "plain training"], trainers, strict=True)))
 
 
-def check_directory(path, config):
+def check_directory(arguments, config):
     """Refuse to resume elsewhere with the `config.yaml` of a run that was moved, or that another working directory was meant for.
 
     Raises:
-        UserError: `path` lies in the directory of a run, and its config names another directory.
+        UserError: the config lies in the directory of a run and names another directory, and the command line none.
     """
-    directory = pathlib.Path(path).absolute().parent
-    if (directory / "checkpoints").is_dir() and directory.resolve() != config.result_dir.resolve():
-        places = f"--set base_result_dir={shlex.quote(str(directory.parent))} --set unique_name={shlex.quote(directory.name)}"
-        raise UserError(f"{path}: the run lies in {directory}, and its config names {config.result_dir.absolute()}. Add {places}")
+    path = pathlib.Path(arguments.config).absolute()
+    named = any(override.split("=")[0].strip() in ("base_result_dir", "unique_name") for override in arguments.set)
+    of_a_run = path.name == "config.yaml" and any(path.parent.glob("checkpoints/ckpt-*.index"))
+    if of_a_run and not named and path.parent.resolve() != config.result_dir.resolve():
+        name = path.parent.name.replace("{", "{{").replace("}", "}}")
+        places = {"base_result_dir": str(path.parent.parent), "unique_name": name}
+        flags = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in places.items())
+        raise UserError(f"{arguments.config}: its run lies in {path.parent}, and it names {config.result_dir.absolute()}. Add {flags}")
 
 
 def print_comparison(trainers):

@@ -21,7 +21,7 @@ from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.plan import print_plan, print_summary
 from mat.report_directory import beside, read_report
-from mat.results import PATCHES, ResultDirectory
+from mat.results import CONFIG, PATCHES, ResultDirectory
 from mat.seeds import stream_seed
 from mat.signals import StopRequest, noted_signals, raised_signals
 from mat.step import TrainingStep, is_correct
@@ -82,7 +82,10 @@ class Trainer:
         self._stop = StopRequest()
         self._saved_at = None  # when this process last wrote a checkpoint
         if earlier is not None:
-            self._restore(earlier)
+            try:
+                self._restore(earlier)
+            except OSError as error:
+                raise self._out_of_reach(error) from None
 
     @property
     def epoch(self):
@@ -102,17 +105,24 @@ class Trainer:
                     f"{self.results.path}: has the results of a run and no checkpoint to resume from. Remove the directory to start "
                     f"afresh, or go on under another unique_name with initial_weights: {weights}"
                 )
+            if (path := self.results.path / CONFIG).exists():
+                self._check_same(PatchTrainingConfig.from_yaml(path))
             console.print(f"{self.results.path}: no checkpoint to resume from; starting afresh")
             return None
         try:
-            different = differences(PatchTrainingConfig.from_values(record["config"]), self.config)
+            saved = PatchTrainingConfig.from_values(record["config"])
         except UserError as error:
             raise UserError(f"{self.results.path}: its run is of another version of this program ({error})") from None
+        self._check_same(saved)
+        return record
+
+    def _check_same(self, saved):
+        """Refuse to go on with another config than the one that is saved."""
+        different = differences(saved, self.config)
         if different:
             was = ", ".join(f"{key}: {shown(value)}" for key, value, _ in different)
             given = ", ".join(f"{key}: {shown(value)}" for key, _, value in different)
             raise UserError(f"{self.results.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")
-        return record
 
     def _restore(self, earlier):
         """Take over the state of the newest usable checkpoint; `earlier` is the record of the newest that could be read."""
@@ -161,8 +171,8 @@ class Trainer:
                 else:
                     console.print(f"{self.results.path}: this run is finished; nothing is left to train")
                 seconds = time.monotonic() - started
-                self._stop_if_asked()
                 self._evaluate()
+                self._stop_if_asked()
         except OSError as error:
             raise self._out_of_reach(error) from None
         accuracies = [row["validation_accuracy"] for row in self.record.rows[first_epoch:]]
@@ -191,6 +201,7 @@ class Trainer:
 
     def _evaluate(self):
         """Measure the robust accuracy of the trained model and log it, if that is wanted and not yet done."""
+        self._stop_if_asked()
         config, last_epoch = self.config, self.config.n_epochs - 1
         if config.robust_evaluation == "none":
             return
@@ -206,6 +217,7 @@ class Trainer:
         self.report = read_report(directory, git_blob(weights))
         if self.report is None:
             with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. {self._continue_with()}"):
+                self._stop_if_asked()  # the signal may have come before this block
                 self.report = evaluate(
                     config,
                     self.model,
@@ -253,17 +265,11 @@ class Trainer:
         """Validate, log and save. The checkpoint comes last: until it is written, a resumed run does all of this again."""
         loss, accuracy = self.step.metrics()
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "validation_accuracy": self.validate()}
+        row["learning_rate"] = float(self.step.optimizer.learning_rate)
         self.results.save_weights(self.model, epoch)
         if self.bank is not None:
             self.results.save_patches(self.bank, epoch)
-        scalars = {
-            "train/loss": loss,
-            "train/accuracy": accuracy,
-            "validation/accuracy": row["validation_accuracy"],
-            "learning_rate": float(self.step.optimizer.learning_rate),
-            "images_per_second": progress.images_per_second,
-        }
-        self.results.events.write(epoch, scalars)
+        self.results.write_events(row, images_per_second=progress.images_per_second)
         self.results.write_log([*self.record.rows, row])
         self.record.rows.append(row)
         self._save()

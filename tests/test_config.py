@@ -161,6 +161,7 @@ def test_unique_name_is_a_format_string(read):
         ("unique_name: ../elsewhere\n", "below base_result_dir"),
         ("unique_name: ''\n", "below base_result_dir"),
         ("unique_name: '{seed:9999999999}'\n", "too wide"),
+        ("unique_name: '{seed:000000255000000255}'\n", "too wide"),
         ("unique_name: 'run[1]'\n", "unique_name must be a path without brackets and backslashes. Received: 'run[1]'"),
         ("base_result_dir: 'my\\results'\n", "base_result_dir must be a path without brackets"),
         (f"unique_name: {'x' * 300}\n", "each part of at most 255 bytes"),

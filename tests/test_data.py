@@ -402,3 +402,22 @@ def test_fingerprints_are_of_labels_and_images_wherever_they_lie():
     others = [records([b"a", b"bc"], [0, 1]), records([b"ab", b"c"], [1, 0]), records([b"ab"], [0])]
     assert fingerprint(splits) == fingerprint(same)
     assert len({fingerprint(splits), *(fingerprint((other, splits[1])) for other in others)}) == 4
+
+
+def test_a_jpeg_of_very_many_scans_is_bad(tiny_data):
+    """Each scan of a progressive JPEG takes the time of the whole image, and may have 33 bytes."""
+    jpeg = tf.io.encode_jpeg(np.zeros((16, 16, 3), np.uint8), progressive=True).numpy()
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    write_tiny_split(tiny_data, "train", [0, 1, 2, 3], jpeg=jpeg[:-2] + 200 * last + jpeg[-2:])
+    with pytest.raises(UserError, match="record 0 has an image that cannot be decoded"):
+        read_records(tiny_data, "train", n_classes=4)
+    write_tiny_split(tiny_data, "train", [0, 1, 2, 3], jpeg=jpeg)
+    assert read_records(tiny_data, "train", n_classes=4).n_pixels == 4 * 16 * 16
+
+
+def test_a_file_of_too_many_records_is_refused(tiny_data, monkeypatch):
+    monkeypatch.setattr("mat.data.records.MAX_RECORDS", 31)
+    with pytest.raises(UserError, match="more than 31 records"):
+        read_records(tiny_data, "train", n_classes=4)
+    monkeypatch.setattr("mat.data.records.MAX_RECORDS", 32)
+    assert len(read_records(tiny_data, "train", n_classes=4).labels) == 32

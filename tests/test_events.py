@@ -1,9 +1,10 @@
 """TensorBoard events: each value once, whatever a crash left."""
 
 import numpy as np
+import pytest
 
 from mat.data.records import framed_payloads
-from mat.events import Events, read_values
+from mat.events import Events, written_tags
 
 
 def write(events, epochs):
@@ -19,7 +20,7 @@ def test_epochs_that_are_made_again_are_written_once(tmp_path):
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-7])  # cut off in the last event
     write(Events(tmp_path, n_epochs=2), range(2, 4))
-    assert read_values(tmp_path) == EVERYTHING
+    assert written_tags(tmp_path) == EVERYTHING
 
 
 def test_what_is_written_already_is_not_written_again(tmp_path):
@@ -27,17 +28,20 @@ def test_what_is_written_already_is_not_written_again(tmp_path):
     content = {path: path.read_bytes() for path in tmp_path.iterdir()}
     write(Events(tmp_path, n_epochs=4), range(4))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == content
-    assert read_values(tmp_path) == EVERYTHING
+    assert written_tags(tmp_path) == EVERYTHING
 
 
-def test_what_follows_a_damaged_event_goes_and_is_written_again(tmp_path):
+@pytest.mark.parametrize("damage", [lambda payload: b"\xff" * len(payload), lambda payload: payload[:-1] + bytes([payload[-1] ^ 1])])
+def test_what_follows_a_damaged_event_goes_and_can_be_written_again(tmp_path, damage):
     write(Events(tmp_path, n_epochs=0), range(4))
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     start, stop = framed_payloads(content)[0][-3]  # of the last epoch
-    path.write_bytes(content[:start] + b"\xff" * (stop - start) + content[stop:])
-    write(Events(tmp_path, n_epochs=4), range(4))
-    assert read_values(tmp_path) == EVERYTHING
+    path.write_bytes(content[:start] + damage(content[start:stop]) + content[stop:])
+    events = Events(tmp_path, n_epochs=4)
+    assert set(written_tags(tmp_path)) < set(EVERYTHING)
+    write(events, range(4))
+    assert written_tags(tmp_path) == EVERYTHING
 
 
 def test_other_files_stay_and_half_written_ones_go(tmp_path):

@@ -82,6 +82,11 @@ print("went on", file=sys.stderr)
 """
 
 
+def test_output_that_is_closed_ends_nothing():
+    code = f"{sys.executable} -c 'from mat.terminal import console; console.print(1)' >&-"
+    assert subprocess.run(code, shell=True, cwd=ROOT, capture_output=True, timeout=60, check=False).stderr == b""
+
+
 def test_output_that_nobody_reads_ends_nothing():
     process = subprocess.Popen([sys.executable, "-c", PIPE], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()

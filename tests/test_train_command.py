@@ -146,6 +146,7 @@ def test_a_moved_run_is_resumed_where_it_lies_or_not_at_all(run):
     status = main(["results/old run/config.yaml", "--resume"])
     assert status == 2
     assert not pathlib.Path("results/run").exists()
+    pathlib.Path("checkpoints").mkdir()  # beside a config that is not of a run
     places = [f"base_result_dir={pathlib.Path('results').absolute()}", "unique_name=old run"]
     assert main(["results/old run/config.yaml", "--resume", "--set", places[0], "--set", places[1]]) == 0
 

@@ -18,6 +18,8 @@ MAX_SIDE = 4096  # of a square image; decoded, one of 4096x4096 takes 50 MB, and
 MAX_PIXELS = MAX_SIDE**2
 LARGE_PIXELS = 2**20  # images above are checked one at a time
 JPEG_START = b"\xff\xd8\xff"
+JPEG_SCAN = b"\xff\xda"  # begins each pass over the image
+MAX_SCANS = 100  # of a progressive JPEG; they take 33 bytes each at the least, and the time of the whole image
 PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"  # then width and height
 PNG_HEAD = len(PNG_START) + 8
 
@@ -36,6 +38,7 @@ class Records(NamedTuple):
     path: str
     images: tf.Tensor
     labels: np.ndarray
+    n_pixels: int = 0  # of all images, decoded
 
 
 def read_records(data_dir, split, *, n_classes, max_bad_records=0):
@@ -65,13 +68,14 @@ def read_records(data_dir, split, *, n_classes, max_bad_records=0):
         )
     starts = schema.record_starts(path)
     examples, images, labels, faults = _parse(str(path), starts)
-    for position, fault in (_image_faults(images) | _label_faults(labels, n_classes)).items():
+    image_faults, pixels = _image_faults(images)
+    for position, fault in (image_faults | _label_faults(labels, n_classes)).items():
         faults[int(examples[position])] = fault
     if faults:
         _report(path, len(starts), sorted(faults.items()), max_bad_records)
         good = np.flatnonzero(~np.isin(examples, list(faults)))
-        images, labels = tf.gather(images, good), labels[good]
-    return Records(str(path), images, labels)
+        images, labels, pixels = tf.gather(images, good), labels[good], pixels[good]
+    return Records(str(path), images, labels, int(pixels.sum()))
 
 
 _BAD_RECORD = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the second where TensorFlow's message quotes the record's bytes
@@ -140,8 +144,9 @@ def _label_faults(labels, n_classes):
 
 
 def _image_faults(images):
-    """The faults of the images, a dict by position: every image is decoded once, as a run of hours shall not end on a bad one.
+    """The faults of the images, a dict by position, and their sizes in pixels, float64 [n].
 
+    Every image is decoded once, as a run of hours shall not end on a bad one.
     Sizes are read from the headers first. Large images are decoded one at a time, and giants not at all, so that memory is bounded. What
     `decode` takes beside JPEG and PNG (GIF, in newer versions of TensorFlow WebP, which it makes a batch of) is not let through to it.
     """
@@ -149,6 +154,8 @@ def _image_faults(images):
     (jpegs,), (pngs,) = (np.nonzero((heads[:, : len(start)] == list(start)).all(axis=1)) for start in (JPEG_START, PNG_START))
     sizes = np.zeros((len(heads), 2), np.int64)  # width, height
     decodable = np.zeros(len(heads), bool)
+    scans = np.array([image.count(JPEG_SCAN) for image in images.numpy()])
+    jpegs = jpegs[scans[jpegs] <= MAX_SCANS]
     pixel = tf.io.encode_jpeg(np.zeros((1, 1, 3), np.uint8))  # decoded in place of what is too large
 
     def check_jpeg(encoded):
@@ -173,7 +180,7 @@ def _image_faults(images):
     faults = dict.fromkeys(np.flatnonzero(~decodable).tolist(), _NOT_DECODABLE)
     for i in np.flatnonzero(pixels > MAX_PIXELS).tolist():
         faults[i] = _Fault(f"has an image of {sizes[i, 0]}x{sizes[i, 1]} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read")
-    return faults
+    return faults, pixels
 
 
 def _map_images(function, images, positions):

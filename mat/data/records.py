@@ -20,6 +20,7 @@ BOX = ("bbox/xmin", "bbox/ymin", "bbox/xmax", "bbox/ymax")
 
 HEADER, CHECKSUM = 12, 4  # bytes before and after the payload of a record
 FRAME = HEADER + CHECKSUM
+MAX_RECORDS = 2_000_000  # of a file; empty ones of 16 bytes would fill the memory with what is noted of each
 RANGE = 1024  # records that are read together in the search of corrupt ones
 READ_BUFFER = 2**16  # bytes
 
@@ -88,7 +89,7 @@ def framed_payloads(content):
         undamaged file.
     """
     spans, position = [], 0
-    while position + FRAME <= len(content):
+    while position + FRAME <= len(content) and len(spans) <= MAX_RECORDS:
         header = content[position : position + HEADER]
         start = position + HEADER
         stop = start + int.from_bytes(header[:8], "little")
@@ -116,6 +117,8 @@ def record_starts(path):
                 payloads, end = framed_payloads(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Change data_dir, or the file's permissions") from None
+    if len(payloads) > MAX_RECORDS:
+        raise UserError(f"{path}: more than {MAX_RECORDS:,} records, which would not fit into memory. Divide the data")
     if end < size:
         raise UserError(f"{path}: truncated or corrupt after {len(payloads)} intact records, at byte {end} of {size}. {REMAKE}")
     return np.array([start for start, _ in payloads]) - HEADER

@@ -82,7 +82,7 @@ def validation_dataset(records, *, batch_size, n_classes, image_size, cached=Fal
         cached: keep the decoded images in memory from the first pass on, if they take less than `CACHE_BYTES`.
     """
     images = tf.data.Dataset.from_tensor_slices(records.images).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    if cached and len(records.labels) * int(tf.size(decode(records.images[0]))) < CACHE_BYTES:
+    if cached and 3 * records.n_pixels < CACHE_BYTES:
         images = images.cache()
     images = images.map(lambda image: resize(as_float(image), image_size), num_parallel_calls=tf.data.AUTOTUNE)
     batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)

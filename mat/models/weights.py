@@ -36,6 +36,7 @@ MAX_OVERHEAD = 1 << 26  # bytes of a file beside its arrays
 MAX_COPIES = 8  # of the arrays: in double precision, with an optimizer's state
 MAX_ATTRIBUTE = 1 << 20  # bytes of a list of names
 MAX_ENTRIES = 20_000  # layers or arrays; the deepest network of the config has 16,000
+MAX_PARTS = 8  # of a name; each is a step through the file
 FLOAT_BYTES = (2, 4, 8)
 
 RELEASED = "tiny_imagenet_weights_074.h5"
@@ -194,8 +195,10 @@ def _names(group, key):
 
 def _member(group, name, kind):
     """The group or dataset of a name such as `conv2d/kernel:0`, reached without links, which may lead into other files."""
-    item = group
-    for part in name.split("/"):
+    item, parts = group, name.split("/")
+    if len(parts) > MAX_PARTS:
+        raise ValueError("a name of too many parts")
+    for part in parts:
         if not isinstance(item, h5py.Group) or not isinstance(item.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"{name} is missing, or a link")
         item = item[part]
@@ -229,7 +232,7 @@ def _class_names(layers):
 
 def _kind_and_number(name):
     """`conv2d_12` -> (`conv2d`, 12); a name without a number is the first of its kind."""
-    kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+    kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name, re.DOTALL).groups()
     return kind, int(number or 0)
 
 

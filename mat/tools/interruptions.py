@@ -4,7 +4,7 @@ python -m mat.tools.interruptions [--kills N] [--seed N] [--directory DIR]
 
 The run is killed (SIGKILL) at random moments: at any time from its start on, while a checkpoint is being written, some time after one, in
 turns; and stopped once by SIGTERM and once by Ctrl-C. The exit status is 1 where anything differs: weights, bank, momentum, log.csv,
-TensorBoard's events.
+which values TensorBoard has.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def differences(one, other):
     import numpy as np
     import tensorflow as tf
 
-    from mat.events import read_values
+    from mat.events import written_tags
 
     found = [name for name in ("log.csv", "patches.npz") if (one / name).read_bytes() != (other / name).read_bytes()]
     weights = [sorted(path.name for path in run.glob("*.h5")) for run in (one, other)]
@@ -95,7 +95,7 @@ def differences(one, other):
     for name in readers[0].get_variable_to_shape_map():
         if not name.startswith(NOT_COMPARED) and not np.array_equal(readers[0].get_tensor(name), readers[1].get_tensor(name)):
             found.append(name)
-    found += [] if read_values(one / "events") == read_values(other / "events") else ["events"]
+    found += [] if written_tags(one / "events") == written_tags(other / "events") else ["events"]
     return found
 
 
@@ -114,8 +114,11 @@ def _finish(process):
 
 def _wait(process, checkpoints, rng, moment):
     """Wait for a moment of a run."""
-    if moment == "at any time":
-        time.sleep(rng.uniform(0, RUN_SECONDS))
+    if moment == "at any time":  # but not so late that a fast machine is through
+        end, seen = time.monotonic() + rng.uniform(0, RUN_SECONDS), set()
+        while time.monotonic() < end and len(seen) < 4:
+            seen |= set(checkpoints.paths()[:1])
+            time.sleep(0.01)
         return
     before, deadline = checkpoints.paths()[:1], time.monotonic() + START_SECONDS
     while checkpoints.paths()[:1] == before:
