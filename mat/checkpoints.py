@@ -17,14 +17,8 @@ from mat.terminal import console
 
 RECORD_KEY = "record/.ATTRIBUTES/py_state"
 FILES = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")
-UNREADABLE = (
-    tf.errors.OpError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)  # what TensorFlow raises on damaged files
+# What TensorFlow raises on damaged files.
+UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 
 
 class RunRecord(tf.train.experimental.PythonState):

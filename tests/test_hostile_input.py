@@ -26,6 +26,7 @@ from mat.data.convert import convert
 from mat.errors import UserError
 from mat.models import create_model, load_weights, save_weights
 from mat.models.weights import MAX_ENTRIES
+from mat.report_directory import read_bank, read_report
 from mat.yaml_reader import MAX_BYTES, apply_override, shown
 from tests.conftest import SMALL
 
@@ -678,3 +679,19 @@ def test_mutated_archives_are_accepted_or_refused(tmp_path):
 
     try_one()
     assert len(set(outcomes)) > 5
+
+
+# Banks and reports of other runs.
+
+
+@pytest.mark.parametrize("shape", ["(8589934592, 1, 1, 3)", f"({10**30}, 1, 1, 3)"])
+def test_banks_of_huge_shapes_are_refused(tmp_path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    with zipfile.ZipFile(tmp_path / "patches.npz", "w") as archive:
+        archive.writestr("patches.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+    assert "not a bank" in refusal(read_bank, tmp_path / "patches.npz", 4)
+
+
+def test_a_report_that_is_nested_too_deeply_is_none(tmp_path):
+    (tmp_path / "report.json").write_text("[" * 100_000)
+    assert read_report(tmp_path, "blob") is None

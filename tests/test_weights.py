@@ -82,6 +82,18 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
         load_weights(model, tmp_path / "none.h5")
 
 
+def test_names_that_lead_round_in_circles_are_refused(tmp_path):
+    """Each part of a name is a step through the file, and a group may hold itself."""
+    with h5py.File(tmp_path / "circle.h5", "w") as file:
+        group = file.create_group("a")
+        group["s"] = group
+        group["w"] = np.zeros(3, np.float32)
+        group.attrs["weight_names"] = np.array([b"s/" * 1000 + b"w"])
+        file.attrs["layer_names"] = np.array([b"a"])
+    with pytest.raises(UserError, match=r"circle\.h5: not a weights file .*a name of too many parts"):
+        load_weights(create_model(PatchTrainingConfig(**SMALL)), tmp_path / "circle.h5")
+
+
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("normalization", ["strip", "batch", "group"])
 def test_keras_3_files_give_the_same_logits(tmp_path, normalization, named):
