@@ -18,7 +18,8 @@ import yaml
 from mat.config_keys import MAX_NAME, key, normalize_and_check, plain_values
 from mat.errors import UserError
 from mat.files import replace_file
-from mat.yaml_reader import apply_override, printable, read_mapping, shown
+from mat.text import printable, shown
+from mat.yaml_reader import apply_override, read_mapping
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10

@@ -6,7 +6,7 @@ from dataclasses import field, fields, is_dataclass
 import yaml
 
 from mat.errors import UserError
-from mat.yaml_reader import shown
+from mat.text import shown
 
 MAX_NAME = 255  # bytes of a file's or directory's name
 MAX_PATH = 4096  # bytes of a path

@@ -26,7 +26,7 @@ from mat.seeds import stream_seed
 from mat.signals import StopRequest, noted_signals, raised_signals
 from mat.step import TrainingStep, is_correct
 from mat.terminal import TrainingProgress, console
-from mat.yaml_reader import shown
+from mat.text import shown
 
 
 class Trainer:

@@ -1,25 +1,18 @@
 """Reading YAML files of plain values: safely, strictly, and with the two tags that the original's config files carry."""
 
 import re
-import reprlib
 
 import yaml
 
 from mat.errors import UserError
+from mat.text import decode_text, printable, shown
 
 MAX_BYTES = 1 << 18  # of a config file
 MAX_NODES = 10_000  # values of a config, aliases written out
 MAX_NUMBER = 100  # characters of a number; Python's own conversions take quadratic time, or refuse, from some thousand on
-MAX_SHOWN = 80  # characters of a value in a message
-MAX_PRINTABLE = 200  # characters of other text in a message
 
 ORIGINAL_TAGS = ("config.PatchTrainingConfig", "config.OptimizerConfig")
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-_REPR = reprlib.Repr()  # its cost does not grow with the value
-_REPR.maxlevel = 3
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
-_REPR.maxstring = _REPR.maxlong = _REPR.maxother = MAX_SHOWN
 
 
 class _ConfigLoader(yaml.SafeLoader):
@@ -92,7 +85,7 @@ def read_mapping(path):
     """The mapping that a YAML file holds.
 
     Args:
-        path: the file, of UTF-8 text.
+        path: the file, of text in UTF-8, or in UTF-16 with a byte-order mark.
 
     Returns:
         dict of plain values.
@@ -107,7 +100,7 @@ def read_mapping(path):
             raise UserError(
                 f"{path}: more than {MAX_BYTES:,} bytes, so not a config. Give the path of a YAML file, such as configs/mat.yaml"
             )
-        values = _load(content.decode())
+        values = _load(decode_text(content))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file. Give the path of a YAML file, such as configs/mat.yaml") from None
     except OSError as error:
@@ -156,21 +149,3 @@ def apply_override(values, override):
         if not isinstance(values, dict):
             raise UserError(f"--set {printable(override)}: {printable(section)} is not a section of the config")
     values[key] = value
-
-
-def shown(value):
-    """A value as a message shows it: short, and in YAML's words."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    try:
-        text = _REPR.repr(value)
-    except ValueError:  # Python prints no integers of thousands of digits
-        return "a very large number"
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
-
-
-def printable(text):
-    """Text of a file as a message shows it: in one line, short, and without what would steer a terminal."""
-    text = " ".join(text[: 4 * MAX_PRINTABLE].split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= MAX_PRINTABLE else text[: MAX_PRINTABLE - 3] + "..."

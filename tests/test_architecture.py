@@ -28,7 +28,7 @@ LAYERS = [
     ["models.prepared", "data.records", "config", "download", "devices", "signals"],
     ["seeds", "terminal", "config_keys", "commands"],
     ["yaml_reader", "files"],
-    ["errors"],
+    ["errors", "text"],
 ]
 WITHOUT_CONFIG = (
     "checkpoints",

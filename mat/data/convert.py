@@ -20,7 +20,7 @@ from mat.commands import run_command
 from mat.download import download
 from mat.errors import UserError
 from mat.terminal import console, quiet_stderr, track
-from mat.yaml_reader import printable
+from mat.text import printable
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"

@@ -27,7 +27,7 @@ from mat.download import download
 from mat.errors import UserError
 from mat.files import replace_file
 from mat.terminal import console
-from mat.yaml_reader import printable, shown
+from mat.text import printable, shown
 
 BACKEND = "tensorflow"
 KERAS_VERSION = "2.2.4-tf"  # the Keras of TensorFlow 1.14
