@@ -4,26 +4,24 @@ This module imports no TensorFlow, so that a faulty config is reported at once.
 """
 
 import datetime
-import difflib
-import math
 import os
 import pathlib
 import re
 import string
 import uuid
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import yaml
 
-from mat.config_keys import MAX_NAME, key, normalize_and_check, plain_values
+from mat.config_keys import MAX_NAME, from_mapping, key, normalize_and_check, plain_values
 from mat.errors import UserError
-from mat.files import replace_file
+from mat.files import expand_variables, replace_file
+from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.text import printable, shown
 from mat.yaml_reader import apply_override, read_mapping
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
-MIN_FEATURE_MAP = 8  # the network's average pooling covers 8x8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +129,15 @@ class PatchTrainingConfig:
         UserError: a value of the wrong type or out of its range, or values that do not fit together.
     """
 
-    base_result_dir: str = key("results", str, "directory that holds the result directories of all runs", free=True)
+    base_result_dir: str = key("results", str, "directory that holds the result directories of all runs", path=True, free=True)
     unique_name: str = key(
-        "mat", str, "name of this run's result directory; may use {date}, {id} and every key, as in {optimizer[n_iterations]}", free=True
+        "mat",
+        str,
+        "name of this run's result directory; may use {date}, {id}, $VARIABLES and keys, as in {optimizer[n_iterations]}",
+        free=True,
     )
     dataset: str = key("tiny_imagenet", str, "what data_dir holds; demo makes its own images there", choices=("tiny_imagenet", "demo"))
-    data_dir: str = key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord", free=True)
+    data_dir: str = key("data/tiny-imagenet", str, "directory of train.tfrecord and validation.tfrecord", path=True, free=True)
     image_size: int = key(64, int, "height and width of the images, pixels", minimum=8, maximum=4096)
     n_classes: int = key(200, int, "number of classes; labels are 0 .. n_classes - 1", minimum=2, maximum=1_000_000)
 
@@ -146,7 +147,7 @@ class PatchTrainingConfig:
     normalization: str = key(
         "strip", str, "normalization layer; strip is the original's", choices=("strip", "group", "batch", "layer", "none")
     )
-    initial_weights: str | None = key(None, str, "weights file to start from, in the original's HDF5 layout, or null")
+    initial_weights: str | None = key(None, str, "weights file to start from, in the original's HDF5 layout, or null", path=True)
 
     n_epochs: int = key(75, int, "passes over the training images", minimum=1, maximum=1_000_000)
     batch_size: int = key(128, int, "images per step", minimum=1, maximum=1_000_000)
@@ -179,7 +180,7 @@ class PatchTrainingConfig:
     evaluation: EvaluationConfig = key(EvaluationConfig(), EvaluationConfig, "the protocol of robust_evaluation and mat/evaluate.py")
 
     seed: int = key(0, int, "seed of every random draw", minimum=0, maximum=2**32 - 1)
-    precision: str = key("float32", str, "arithmetic of the network", choices=("float32", "mixed_bfloat16"))
+    precision: str = key("float32", str, "arithmetic of the network", choices=("float32", "tensorfloat32", "mixed_bfloat16"))
     jit_compile: bool | str = key(
         "auto", (bool, str), "compile the step with XLA, as a whole; auto does on GPUs", choices=("auto", True, False)
     )
@@ -199,24 +200,32 @@ class PatchTrainingConfig:
             raise UserError(
                 "evaluation.starts: [bank] starts attacks from a bank, which training without patches has not. Add another start"
             )
-        if self.label_smoothing > (largest := 1 - 1 / self.n_classes):
-            raise UserError(f"label_smoothing must be in [0, {largest:g}] for {self.n_classes} classes. Received: {self.label_smoothing}")
+        self._check_label_smoothing()
         if self.dataset == "demo" and (self.image_size, self.n_classes) != (DEMO_IMAGE_SIZE, DEMO_N_CLASSES):
             raise UserError(
                 f"dataset: demo needs image_size: {DEMO_IMAGE_SIZE} and n_classes: {DEMO_N_CLASSES}. "
                 f"Received: image_size: {self.image_size}, n_classes: {self.n_classes}"
             )
 
+    def _check_label_smoothing(self):
+        """The true class must stay the most probable one, in float32 too: accuracy is read off the labels."""
+        bound = 1 - 1 / self.n_classes
+        if self.label_smoothing / (self.n_classes - 1) > (1 - 1e-6) * (1 - self.label_smoothing):
+            raise UserError(
+                f"label_smoothing must be in [0, {bound:g}) for {self.n_classes} classes: from there on the true class is no more probable "
+                f"than the others. Received: {self.label_smoothing}"
+            )
+
     def _check_network(self):
         if (self.depth - 2) % 6:
             below = self.depth - (self.depth - 2) % 6
             raise UserError(f"depth must be 6 n + 2 (8, 14, 20, ...); the nearest are {below} and {below + 6}. Received: {self.depth}")
-        feature_map = math.ceil(self.image_size / 2 ** (self.n_stacks - 1))
-        if feature_map < MIN_FEATURE_MAP:
-            fitting = int(math.log2(max(self.image_size - 1, 1) / (MIN_FEATURE_MAP - 1))) + 1
+        feature_map = last_feature_map(self.image_size, self.n_stacks)
+        if feature_map < SMALLEST_POOL:
+            fitting = max(n for n in range(1, self.n_stacks) if last_feature_map(self.image_size, n) >= SMALLEST_POOL)
             raise UserError(
                 f"images of {self.image_size}x{self.image_size} pixels are too small for n_stacks: {self.n_stacks}: the last feature map "
-                f"would be {feature_map}x{feature_map}, and the network needs at least {MIN_FEATURE_MAP}x{MIN_FEATURE_MAP}. "
+                f"would be {feature_map}x{feature_map}, and the network needs at least {SMALLEST_POOL}x{SMALLEST_POOL}. "
                 f"Set n_stacks: {fitting} or a larger image_size. Received: image_size: {self.image_size}"
             )
 
@@ -248,13 +257,7 @@ class PatchTrainingConfig:
         for override in overrides:
             apply_override(values, override)
         try:
-            config = cls.from_values(values)
-            if resume and {"date", "id"} & _placeholders(config.unique_name):
-                raise UserError(
-                    "unique_name has {date} or {id}, so this file names a new directory each time. To resume a run, give the config.yaml "
-                    f"of its own result directory, such as {config.base_result_dir}/RUN/config.yaml. Received: {config.unique_name!r}"
-                )
-            return config.resolve_unique_name()
+            return cls.from_values(values).resolve_unique_name(resume=resume)
         except UserError as error:
             source = f"{path} with --set {printable(' '.join(overrides))}" if overrides else path
             raise UserError(f"{source}: {error}") from None
@@ -266,7 +269,7 @@ class PatchTrainingConfig:
         Raises:
             UserError: an unknown key or a wrong value.
         """
-        return _build(cls, values, "")
+        return from_mapping(cls, values)
 
     def to_values(self):
         """Every key with its value as a dict of plain values, sections as dicts in it."""
@@ -275,25 +278,39 @@ class PatchTrainingConfig:
     def to_yaml(self, path):
         """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""
         values = self.to_values()
-        values["unique_name"] = self.unique_name.replace("{", "{{").replace("}", "}}")
+        values["unique_name"] = _doubled_braces(self.unique_name)
         replace_file(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
-    def resolve_unique_name(self):
-        """Fill in the placeholders of `unique_name`; path separators in values become `_`, lists are joined by `_`.
+    def resolve_unique_name(self, *, resume=False):
+        """Fill in the $VARIABLES and placeholders of `unique_name`; path separators in values become `_`, lists are joined by `_`.
 
         Raises:
-            UserError: an unknown placeholder, or a name that leads out of `base_result_dir`.
+            UserError: a variable that is not set, an unknown placeholder, a name that leads out of `base_result_dir`, or, to `resume`,
+                one that is another each time.
         """
-        _placeholders(self.unique_name)
+        try:
+            template = expand_variables(self.unique_name, lambda value: _doubled_braces(value.replace(os.sep, "_")))
+        except UserError as error:
+            raise UserError(f"unique_name: {error}") from None
+        if {"date", "id"} & _placeholders(template) and resume:
+            raise UserError(
+                "unique_name has {date} or {id}, so this file names a new directory each time. To resume a run, give the config.yaml "
+                f"of its own result directory, such as {self.base_result_dir}/RUN/config.yaml. Received: {self.unique_name!r}"
+            )
         values = _printable(asdict(self))
         values |= {"id": uuid.uuid4().hex[:8], "date": datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")}
         try:
-            name = self.unique_name.format(**values)
+            name = template.format(**values)
         except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
             raise _wrong_name(self.unique_name, error) from None
         parts = pathlib.PurePath(name).parts
         _check_result_path("unique_name", name)
-        if not parts or pathlib.PurePath(name).is_absolute() or ".." in parts or max(len(part.encode()) for part in parts) > MAX_NAME:
+        if (
+            not parts
+            or pathlib.PurePath(name).is_absolute()
+            or {"..", "~"} & set(parts)
+            or max(len(part.encode()) for part in parts) > MAX_NAME
+        ):
             raise UserError(f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}")
         return replace(self, unique_name=name)
 
@@ -301,6 +318,11 @@ class PatchTrainingConfig:
     def bad_records_allowed(self):
         """How many bad records of a file are passed over."""
         return self.max_bad_records if self.bad_records == "skip" else 0
+
+    @property
+    def dtype(self):
+        """The network's Keras dtype policy; TensorFloat-32 is a way to compute in float32, not a type."""
+        return "float32" if self.precision == "tensorfloat32" else self.precision
 
     def without_patches(self):
         """The config of the plain baseline: the same but for the patches, beside this run's result directory."""
@@ -316,6 +338,11 @@ def _check_result_path(key, path):
     """Refuse what TensorFlow writes checkpoints to, but does not find again: it takes their paths for patterns."""
     if set(path) & set("[]\\"):
         raise UserError(f"{key} must be a path without brackets and backslashes. Received: {shown(path)}")
+
+
+def _doubled_braces(text):
+    """Text as a format string that gives it."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _placeholders(unique_name):
@@ -346,26 +373,3 @@ def _printable(value):
     if isinstance(value, (list, tuple)):
         return "_".join(map(str, value))
     return value.replace(os.sep, "_") if isinstance(value, str) else value
-
-
-def _build(cls, values, prefix):
-    """An instance of a config dataclass from a mapping, nested sections included."""
-    known = {f.name: f for f in fields(cls)}
-    arguments = {}
-    for name, value in values.items():
-        if name not in known:
-            raise UserError(_unknown_key(prefix, name, known))
-        kind = known[name].metadata["kind"]
-        if is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise UserError(f"{name} must be a section of keys. Received: {shown(value)}")
-            value = _build(kind, value, f"{name}.")
-        arguments[name] = value
-    return cls(**arguments)
-
-
-def _unknown_key(prefix, name, known):
-    name = printable(str(name))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys are: {', '.join(prefix + key for key in known)}"
-    return f"unknown key {prefix}{name}. {hint}"

@@ -1,27 +1,90 @@
-"""Config keys: what a key declares of itself, and checking and normalizing the values of a config dataclass."""
+"""Config keys: what a key declares of itself, and making a config dataclass of a mapping, with its values checked and normalized."""
 
+import difflib
 import os
+import re
 from dataclasses import field, fields, is_dataclass
 
 import yaml
 
 from mat.errors import UserError
-from mat.text import shown
+from mat.files import expand_path
+from mat.text import printable, shown
+from mat.yaml_reader import Unquoted
 
 MAX_NAME = 255  # bytes of a file's or directory's name
 MAX_PATH = 4096  # bytes of a path
 
+SIMILAR = 0.6  # least likeness of a misspelled key and the one that is meant, up to 1
+IN_PLACE = 0.1  # added to the likeness of keys of the section that the misspelled one is written in
+LEADING_ZEROS = re.compile(r"[-+]?0[0-9_]{1,99}")
+
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", tuple: "a list"}
+_UNQUOTED_NAMES = {int: "a number", float: "a number", bool: "true or false", type(None): "no value"}
 
 
-def key(default, kind, meaning, *, item=None, minimum=None, above=None, maximum=None, choices=None, free=False):
+def key(default, kind, meaning, *, item=None, minimum=None, above=None, maximum=None, choices=None, path=False, free=False):
     """A config key: its default, its kind (a type, or the dataclass of a section), its meaning and the values it allows.
 
     Bounds and choices are of the value, or with `item`, the kind of a list's items, of each item; such a list is never empty.
+    In a `path`, `~` and $VARIABLES are replaced by what they stand for.
     `free` keys may change when a run or an evaluation is resumed: no result depends on them.
     """
     rule = {"kind": kind, "meaning": meaning, "item": item, "minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
-    return field(default=default, metadata=rule | {"free": free})
+    return field(default=default, metadata=rule | {"path": path, "free": free, "optional": default is None})
+
+
+def from_mapping(cls, values, *, root=None, section=""):
+    """A config of a mapping of keys to values, of sections too.
+
+    Args:
+        cls: the dataclass of `key`s.
+        values: the mapping; keys that it leaves out have their defaults.
+        root: the dataclass of the whole config, if `cls` is that of a section.
+        section: the prefix of the section's keys, such as `optimizer.`.
+
+    Raises:
+        UserError: an unknown key, or a wrong value.
+    """
+    root, kinds, arguments = root or cls, {f.name: f.metadata["kind"] for f in fields(cls)}, {}
+    for name, value in values.items():
+        if name not in kinds:
+            name = printable(str(name))
+            raise UserError(f"unknown key {section}{name}. {_advice(root, section, name)}")
+        if is_dataclass(kinds[name]):
+            if not isinstance(value, dict):
+                raise UserError(f"{name} must be a section of keys. Received: {shown(value)}")
+            value = from_mapping(kinds[name], value, root=root, section=f"{name}.")
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _advice(root, section, name):
+    """What may be meant by an unknown key, and where it belongs."""
+    sections = {"": root} | {f"{f.name}.": f.metadata["kind"] for f in fields(root) if is_dataclass(f.default)}
+    above, last = (["", ""] + re.findall(r"\w+", f"{section}{name}".lower()))[-2:]  # of optimizer.n_iterations or optimizer[n_iterations]
+    meant = next(iter(difflib.get_close_matches(f"{above}.", sections, n=1)), "")
+    matcher, likeness = difflib.SequenceMatcher(b=last), {}
+    for prefix, key in ((prefix, f.name) for prefix, cls in sections.items() for f in fields(cls)):
+        ratios = [matcher.set_seq1(text) or matcher.ratio() for text in {key, f"{prefix}{key}".replace(".", "_")}]
+        likeness[prefix, key] = max(ratios) + IN_PLACE * (prefix == meant)
+    near = sorted(likeness, key=likeness.get, reverse=True)[:2]
+    if likeness[near[0]] < SIMILAR:
+        return f"The keys are: {', '.join(meant + f.name for f in fields(sections[meant]))}"
+    return " Or: ".join(
+        f"Did you mean {prefix}{key}?" if prefix == section and name.isidentifier() else _place(prefix, key)
+        for prefix, key in near
+        if likeness[prefix, key] > likeness[near[0]] - IN_PLACE / 2
+    )
+
+
+def _place(prefix, key):
+    """Where a key is written."""
+    section = prefix.removesuffix(".")
+    where = (
+        f"in the section {section}: write it indented, below a line {section}:" if section else "outside of sections: write it unindented"
+    )
+    return f"{key} belongs {where} (on the command line --set {prefix}{key}=...)"
 
 
 def differences(one, other, prefix=""):
@@ -47,20 +110,11 @@ def normalize_and_check(config, prefix):
         UserError: a value of the wrong type or out of its range; the message names key, value and what is allowed.
     """
     for f in fields(config):
-        name, rule, value = prefix + f.name, f.metadata, getattr(config, f.name)
-        if value is None and f.default is None:
-            continue
-        if isinstance(value, list) and rule["kind"] is tuple:
-            value = tuple(value)
-        if rule["item"]:
-            if not isinstance(value, tuple) or not value:
-                raise UserError(f"{name} must be a list of at least one item. Received: {shown(value)}")
-            item_rule = {**rule, "kind": rule["item"]}
-            value = tuple(_checked(f"{name}[{i}]", item, item_rule) for i, item in enumerate(value))
-            if len(set(value)) < len(value):
-                raise UserError(f"{name} must not name an item twice. Received: {shown(list(value))}")
+        name, written = prefix + f.name, getattr(config, f.name)
+        if _read(written) is None and f.metadata["optional"]:
+            value = None
         else:
-            value = _checked(name, value, rule)
+            value = (_checked_list if f.metadata["kind"] is tuple else _checked)(name, written, f.metadata)
         object.__setattr__(config, f.name, value)
 
 
@@ -83,26 +137,85 @@ def plain_values(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _checked(name, value, rule):
+def _read(written):
+    """What YAML reads where a value is as it was written."""
+    return written.value if isinstance(written, Unquoted) else written
+
+
+def _checked_list(name, written, rule):
+    """A list as a tuple of checked items."""
+    values = tuple(written) if isinstance(written, list) else written
+    if not rule["item"]:  # items that are numbers, if they are right
+        whole = {**rule, "kind": int}
+        items = enumerate(_checked(name, values, rule))
+        return tuple(_checked(f"{name}[{i}]", item, whole) if isinstance(item, Unquoted) else item for i, item in items)
+    if not isinstance(values, tuple) or not values:
+        raise UserError(f"{name} must be a list of at least one item. Received: {shown(values)}")
+    values = tuple(_checked(f"{name}[{i}]", item, {**rule, "kind": rule["item"]}) for i, item in enumerate(values))
+    if len(set(values)) < len(values):
+        raise UserError(f"{name} must not name an item twice. Received: {shown(list(values))}")
+    return values
+
+
+def _checked(name, written, rule):
     """The value, an integer made a float where the key wants one; refused if the rule does not allow it."""
-    if rule["kind"] is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+    value, kind = _read(written), rule["kind"]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = float(value)
     if rule["choices"]:
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in rule["choices"]):
             allowed = ", ".join(shown(choice) for choice in rule["choices"])
-            raise UserError(f"{name} must be one of {allowed}. Received: {shown(value)}")
+            raise UserError(f"{name} must be one of {allowed}. Received: {shown(written)}{_unlike(written)}")
         return value
-    if not isinstance(value, rule["kind"]) or (isinstance(value, bool) and rule["kind"] is not bool):
-        raise UserError(f"{name} must be {_KIND_NAMES.get(rule['kind'], 'a section of keys')}{_allowed(rule)}. Received: {shown(value)}")
+    hint = _hint(name, written, kind)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or (hint and kind in (int, float)):
+        kind_name = _KIND_NAMES.get(kind, "a section of keys")
+        raise UserError(f"{name} must be {kind_name}{_allowed(rule)}. Received: {shown(written)}{hint}")
     if isinstance(value, str):
-        _check_path_text(name, value)
+        value = _checked_text(name, value, rule)
     if not _in_range(value, rule):
         raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {shown(value)}")
     return value
 
 
+def _unlike(written):
+    """In words, what a value is that was meant for text, if YAML takes it for something else."""
+    if not isinstance(written, Unquoted) or not written.text:
+        return ""
+    return f", which without quotes is {_UNQUOTED_NAMES.get(type(written.value), 'a date')}"
+
+
+def _hint(name, written, kind):
+    """How to write what was meant where YAML 1.1 takes it for something else; empty where it does not."""
+    text = written.text if isinstance(written, Unquoted) else written
+    if kind is str and _unlike(written):
+        quoted = f'"{printable(text)}"'
+        return f"{_unlike(written)}. Put it in quotes: {name}: {quoted} (on the command line --set '{name}={quoted}')"
+    if kind not in (int, float) or not isinstance(text, str):
+        return ""
+    if LEADING_ZEROS.fullmatch(text):
+        return f". Numbers are decimal, without leading zeros: write {int(text.replace('_', ''))}"
+    if ":" in text and isinstance(_read(written), (int, float)):
+        return f". With a colon YAML takes it for {_read(written):g}, of base 60: write a decimal number"
+    return ""
+
+
+def _checked_text(name, value, rule):
+    """All free strings name files: refuse what no file system takes, and replace what stands for other text."""
+    if not value.strip():
+        raise UserError(f"{name} must not be empty.{' Write null for none.' if rule['optional'] else ''} Received: {shown(value)}")
+    _check_path_text(name, value)
+    if rule["path"]:
+        try:
+            value = expand_path(value)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        _check_path_text(name, value)
+    return value
+
+
 def _check_path_text(name, value):
-    """All free strings name files: refuse what no file system takes."""
+    """Refuse a path that no file system takes."""
     try:
         usable = (
             "\0" not in value and len(value.encode()) <= MAX_PATH and all(len(part.encode()) <= MAX_NAME for part in value.split(os.sep))

@@ -5,10 +5,57 @@ import fcntl
 import io
 import os
 import pathlib
+import re
 import shutil
 import socket
 
 from mat.errors import UserError
+from mat.text import printable
+
+FOUND_IN_EMPTY = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into directories
+LOGS = (".log", ".out", ".err")
+VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
+
+
+def expand_path(text):
+    """A path with `~` and the environment's variables replaced by what they stand for; what is expanded already stays as it is.
+
+    Args:
+        text: the path, as a config or a command line gives it. It serves `argparse` as the `type` of an argument.
+
+    Raises:
+        UserError: a variable is not set, a home directory is not known, or nothing is left.
+    """
+    path = os.path.expanduser(expand_variables(text))
+    if path.startswith("~"):
+        home = printable(path.partition(os.sep)[0])
+        raise UserError(f"{printable(text)}: no home directory {home} is known. Write it out, or ./{home} for a name that begins with ~")
+    if not path:
+        raise UserError(f"the path {text!r} is empty. Write it out")
+    return path
+
+
+def expand_variables(text, change=str):
+    """Text with the environment's variables, `$NAME` or `${NAME}`, replaced by their values.
+
+    Args:
+        text: the text.
+        change: a function from a value to what takes the variable's place.
+
+    Raises:
+        UserError: a variable is not set, or its value has a variable in it.
+    """
+
+    def value(match):
+        name = match[1] or match[2]
+        if not name.isascii() or name not in os.environ:
+            raise UserError(f"{printable(text)}: the variable {printable(name)} is not set. Set it, or write out what is meant")
+        return change(os.environ[name])
+
+    expanded = VARIABLE.sub(value, text)
+    if left := VARIABLE.search(expanded):
+        raise UserError(f"{printable(text)}: {printable(left[0])} is left when its variables are replaced. Write out what is meant")
+    return expanded
 
 
 def npz(**arrays):
@@ -74,6 +121,14 @@ def existing_ancestor(path):
     return ancestor
 
 
+def is_occupied(path):
+    """Whether a path exists and is more than an empty directory. Logs do not count, which a shell or a scheduler may write there."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return path.exists()
+    return any(entry.name not in FOUND_IN_EMPTY and entry.suffix.lower() not in LOGS for entry in path.iterdir())
+
+
 def check_writable(path, remedy):
     """Refuse a directory that cannot be made, without making it.
 
@@ -105,7 +160,7 @@ def held_alone(path, remedy):
         UserError: another process holds it.
         OSError: the file cannot be made.
     """
-    with open(path, "a+") as file:
+    with open(path, "a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

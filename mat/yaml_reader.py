@@ -1,6 +1,7 @@
 """Reading YAML files of plain values: safely, strictly, and with the two tags that the original's config files carry."""
 
 import re
+from dataclasses import dataclass
 
 import yaml
 
@@ -13,6 +14,25 @@ MAX_NUMBER = 100  # characters of a number; Python's own conversions take quadra
 
 ORIGINAL_TAGS = ("config.PatchTrainingConfig", "config.OptimizerConfig")
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+UNQUOTED_TAGS = (*NUMBER_TAGS, "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null", "tag:yaml.org,2002:timestamp")
+
+
+@dataclass(frozen=True)
+class Unquoted:
+    """A value that YAML 1.1 does not take for text: a number, true or false, null or a date.
+
+    What was meant depends on the key: `no` may be a word, and `010` is 10 to a person and 8 to YAML 1.1.
+
+    Attributes:
+        text: as it was written.
+        value: what YAML reads.
+    """
+
+    text: str
+    value: object
+
+    def __repr__(self):
+        return printable(self.text) or "null"
 
 
 class _ConfigLoader(yaml.SafeLoader):
@@ -59,10 +79,11 @@ class _ConfigLoader(yaml.SafeLoader):
         if node.tag in NUMBER_TAGS and len(node.value) > MAX_NUMBER:
             raise yaml.constructor.ConstructorError(None, None, f"a number of more than {MAX_NUMBER} characters", node.start_mark)
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
-            problem = f"the value does not fit its tag {node.tag.replace('tag:yaml.org,2002:', '!!')} ({error})"
+            problem = f"the value does not fit its tag {node.tag.replace('tag:yaml.org,2002:', '!!')} ({error}). Put text in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        return Unquoted(node.value, value) if node.tag in UNQUOTED_TAGS and isinstance(node, yaml.ScalarNode) else value
 
     def refuse_tag(self, node):
         """Constructor of every tag that YAML's core schema does not define."""
@@ -88,7 +109,7 @@ def read_mapping(path):
         path: the file, of text in UTF-8, or in UTF-16 with a byte-order mark.
 
     Returns:
-        dict of plain values.
+        dict of text, `Unquoted`, lists and dicts.
 
     Raises:
         UserError: the file cannot be read, is too large, or is not the YAML of a mapping of plain values.
@@ -112,10 +133,18 @@ def read_mapping(path):
     return values
 
 
-def _load(text):
-    """The value that YAML text holds; a ValueError in words if it is not that of plain values."""
+def _load(text, *, override=False):
+    """The value that YAML text holds; a ValueError in words if it is not that of plain values.
+
+    An `override` that does not begin as a list, a section or text in quotes is one scalar, whatever characters it has: it was quoted for
+    the shell already.
+    """
     try:
-        return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 -- a subclass of SafeLoader
+        loader = _ConfigLoader(text)
+        if not override or text.startswith(("[", "{", "'", '"')):
+            return loader.get_single_data()
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        return loader.construct_document(yaml.ScalarNode(tag, text)) if text and tag in UNQUOTED_TAGS else text
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # of escapes such as "\UFFFFFFFF"
@@ -133,14 +162,18 @@ def _one_line(error):
 def apply_override(values, override):
     """Put `key=value` (nested: `section.key=value`) into the mapping.
 
+    Args:
+        values: the mapping, changed in place.
+        override: the value is text, a number, true or false or null as it stands, but YAML if it begins with a bracket or a quote.
+
     Raises:
-        UserError: the override has no key, its value is not YAML, or its section is none.
+        UserError: the override has no key, its value is not valid YAML, or its section is none.
     """
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {shown(override)}")
     try:
-        value = _load(text)
+        value = _load(text.strip(), override=True)
     except ValueError as error:
         raise UserError(f"--set {printable(override)}: the value is not valid YAML: {error}") from None
     *sections, key = name.strip().split(".")

@@ -24,11 +24,11 @@ LAYERS = [
     ["universal", "data.demo", "data.tiny_imagenet"],
     ["patch", "attack", "models", "grid", "report_directory"],
     ["models.resnet", "models.weights", "data.reading", "statistics"],
-    ["models.convolutional", "models.groupnormalization"],
-    ["models.prepared", "data.records", "config", "download", "devices", "signals"],
-    ["seeds", "terminal", "config_keys", "commands"],
-    ["yaml_reader", "files"],
-    ["errors", "text"],
+    ["models.convolutional", "models.groupnormalization", "commands", "data.sources"],
+    ["models.prepared", "data.records", "config", "download", "devices", "signals", "surroundings"],
+    ["seeds", "terminal", "config_keys"],
+    ["yaml_reader", "files", "models.other_files"],
+    ["errors", "text", "models.pooling", "file_kinds"],
 ]
 WITHOUT_CONFIG = (
     "checkpoints",

@@ -1,12 +1,18 @@
 """Configs: what is read, what is refused and how, what is written."""
 
+import codecs
 import dataclasses
 import pathlib
+import shlex
 
 import pytest
 
+from mat import evaluate, train
 from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig
 from mat.errors import UserError
+from mat.files import expand_path
+from mat.models import weights
+from mat.tools import benchmark, growth, interruptions
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -39,7 +45,7 @@ def read(tmp_path):
 
     def from_text(text, *overrides):
         path = tmp_path / "config.yaml"
-        path.write_text(text) if isinstance(text, str) else path.write_bytes(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return PatchTrainingConfig.from_yaml(path, overrides)
 
     return from_text
@@ -142,7 +148,7 @@ def test_unique_name_is_a_format_string(read):
         ("jit_compile: maybe\n", "jit_compile must be one of 'auto', true, false. Received: 'maybe'"),
         ("jit_compile: 1\n", "jit_compile must be one of"),
         ("data_dir: 7\n", "data_dir must be a string. Received: 7"),
-        ("label_smoothing: 0.999\n", "label_smoothing must be in [0, 0.995] for 200 classes"),
+        ("label_smoothing: 0.999\n", "label_smoothing must be in [0, 0.995) for 200 classes"),
         ("dataset: demo\n", "image_size: 32 and n_classes: 10"),
         ("optimizer: {min_step_size: 0.2}\n", "min_step_size must not exceed"),
         ("evaluation: {attacks: [white_box, magic]}\n", "evaluation.attacks[1] must be one of 'white_box', 'gradient_free'"),
@@ -159,7 +165,8 @@ def test_unique_name_is_a_format_string(read):
         ("unique_name: '{epochs}'\n", "unique_name may use {date}"),
         ("unique_name: '{'\n", "unique_name may use {date}"),
         ("unique_name: ../elsewhere\n", "below base_result_dir"),
-        ("unique_name: ''\n", "below base_result_dir"),
+        ("unique_name: ~/run\n", "below base_result_dir"),
+        ("unique_name: ''\n", "unique_name must not be empty"),
         ("unique_name: '{seed:9999999999}'\n", "too wide"),
         ("unique_name: '{seed:000000255000000255}'\n", "too wide"),
         ("unique_name: 'run[1]'\n", "unique_name must be a path without brackets and backslashes. Received: 'run[1]'"),
@@ -180,6 +187,294 @@ def test_faulty_configs_are_refused_in_words(read, tmp_path, text, words):
 def test_faulty_overrides_are_refused(read, override):
     with pytest.raises(UserError, match="--set"):
         read("seed: 1\n", override)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("n_epochs: 010", "Received: 010. Numbers are decimal, without leading zeros: write 10"),
+        ("seed: -07", "Received: -07. Numbers are decimal, without leading zeros: write -7"),
+        ("seed: +012", "write 12"),
+        ("n_epochs: 0_7", "Received: 0_7. Numbers are decimal, without leading zeros: write 7"),
+        ("seed: 00", "write 0"),
+        ("n_epochs: 08", "n_epochs must be a whole number in [1, 1000000]. Received: '08'. Numbers are decimal"),
+        ("patch_lr: 09", "write 9"),
+        ("patch_shape: [010, 24, 3]", "patch_shape[0] must be a whole number. Received: 010"),
+        ("evaluation: {step_sizes: [0.1, 01]}", "evaluation.step_sizes[1] must be a number in (0, 1]. Received: 01"),
+        ("seed: !!int '010'", "write 10"),
+        ("n_epochs: 1:01", "Received: 1:01. With a colon YAML takes it for 61, of base 60"),
+        ("initial_lr: 1:01.5", "Received: 1:01.5. With a colon YAML takes it for 61.5"),
+        ("checkpoint_every_minutes: 10:30", "for 630"),
+        ("patch_shape: [24, 2:4, 3]", "patch_shape[1] must be a whole number. Received: 2:4"),
+        ("seed: 2024-01-01", "seed must be a whole number in [0, 4294967295]. Received: 2024-01-01"),
+        ("n_epochs: 1e3", "n_epochs must be a whole number in [1, 1000000]. Received: 1e3"),
+        ("unique_name: 2024", 'Received: 2024, which without quotes is a number. Put it in quotes: unique_name: "2024"'),
+        ("unique_name: 1_000", 'unique_name: "1_000" (on the command line --set \'unique_name="1_000"\')'),
+        ("unique_name: 010", "Received: 010, which without quotes is a number"),
+        ("unique_name: 10:30", 'Put it in quotes: unique_name: "10:30"'),
+        ("unique_name: 2024-01-01", "Received: 2024-01-01, which without quotes is a date"),
+        ("unique_name: No", "Received: No, which without quotes is true or false"),
+        ("data_dir: on", 'Put it in quotes: data_dir: "on"'),
+        ("initial_weights: off", 'Put it in quotes: initial_weights: "off"'),
+        ("base_result_dir: ~", "Received: ~, which without quotes is no value. Put it in quotes"),
+        ("unique_name: null", 'Put it in quotes: unique_name: "null"'),
+        ("unique_name: 2024-13-01", "does not fit its tag !!timestamp (month must be in 1..12). Put text in quotes"),
+        ("robust_evaluation: no", "must be one of 'none', 'quick', 'full'. Received: no, which without quotes is true or false"),
+        ("evaluation: {attacks: [white_box, NO]}", "evaluation.attacks[1] must be one of 'white_box', 'gradient_free'. Received: NO"),
+        ("plain_baseline: 'yes'", "plain_baseline must be true or false. Received: 'yes'"),
+        ("jit_compile: 'on'", "jit_compile must be one of 'auto', true, false. Received: 'on'"),
+        ("data_dir: ''", "data_dir must not be empty"),
+        ("base_result_dir: ' '", "base_result_dir must not be empty"),
+        ("initial_weights: ''", "initial_weights must not be empty. Write null for none"),
+    ],
+)
+def test_values_that_yaml_takes_for_something_else_are_refused(read, line, words):
+    with pytest.raises(UserError) as refusal:
+        read(f"{line}\n")
+    assert words in str(refusal.value)
+    assert f": {line.partition(':')[0]}" in str(refusal.value) or "line 1" in str(refusal.value)
+    key, _, value = line.partition(": ")
+    if value[0] not in "{!":
+        with pytest.raises(UserError) as refusal:
+            read("seed: 1\n", f"{key}={value}")
+        assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("seed: 0x10", 16),
+        ("seed: 1_000", 1000),
+        ("seed: +5", 5),
+        ("seed: 0b11", 3),
+        ("seed: 0", 0),
+        ("weight_decay: 1e-4", 1e-4),
+        ("patch_lr: .5", 0.5),
+        ("patch_lr: 00.5", 0.5),
+        ("plain_baseline: no", False),
+        ("deterministic: OFF", False),
+        ("jit_compile: Yes", True),
+        ("jit_compile: off", False),
+        ("unique_name: '010'", "010"),
+        ('unique_name: "no"', "no"),
+        ("unique_name: 08", "08"),
+        ("unique_name: 'null'", "null"),
+        ("unique_name: !!str 2024", "2024"),
+        ("initial_weights: ~", None),
+        ("initial_weights:", None),
+        ("patch_shape: [0x10, 8, 3]", (16, 8, 3)),
+    ],
+)
+def test_values_that_are_clear_are_accepted(tmp_path, read, line, value):
+    config = read(f"{line}\n")
+    found = getattr(config, line.partition(":")[0])
+    assert found == value
+    assert type(found) is type(value)
+    config.to_yaml(tmp_path / "written.yaml")
+    assert PatchTrainingConfig.from_yaml(tmp_path / "written.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("base_result_dir=run #1", "run #1"),
+        ("base_result_dir= #1", "#1"),
+        ("base_result_dir=: ", ":"),
+        ("base_result_dir=a: b", "a: b"),
+        ("base_result_dir=a=b", "a=b"),
+        *((f"base_result_dir={mark}x", f"{mark}x") for mark in ("!", "&", "*", "%", "@", "- ", "? ", "|", ">", "`", ",")),
+        *((f"base_result_dir={text}", text) for text in ("-", "=", "<<", "---", "...", "08", "true north", "1.2.3")),
+        ("base_result_dir='run #1'", "run #1"),
+        ('base_result_dir = "2024" ', "2024"),
+        ("initial_weights=null", None),
+        ("seed= 0x10 ", 16),
+        ("patch_lr=1e-1", 0.1),
+        ("deterministic=no", False),
+        ("patch_shape=[8, 8, 3]", (8, 8, 3)),
+        ("optimizer={n_iterations: 3}", OptimizerConfig(n_iterations=3)),
+    ],
+)
+def test_overrides_are_what_the_command_line_says(read, override, value):
+    assert getattr(read("n_epochs: 1\ninitial_weights: w.h5\n", override), override.partition("=")[0].strip()) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("unique_name=", "unique_name must not be empty"),
+        ("data_dir=  ", "data_dir must not be empty"),
+        ("initial_weights=", "initial_weights must not be empty. Write null for none"),
+        ("n_epochs=", "n_epochs must be a whole number in [1, 1000000]. Received: ''"),
+        ("seed=!!int 3", "Received: '!!int 3'"),
+        ("seed=3 # three", "Received: '3 # three'"),
+        ("optimizer=n_iterations: 3", "optimizer must be a section of keys. Received: 'n_iterations: 3'"),
+        ("patch_shape=[8, 8", "the value is not valid YAML"),
+        ("base_result_dir='a", "the value is not valid YAML"),
+        ("n_iterations=3", "n_iterations belongs in the section optimizer"),
+        ("optimizer[n_iterations]=3", "--set optimizer.n_iterations="),
+        (
+            "optimizer.batch_size=3",
+            "batch_size belongs outside of sections: write it unindented (on the command line --set batch_size=...)",
+        ),
+        ("optimizer.n_iteration=3", "Did you mean optimizer.n_iterations?"),
+    ],
+)
+def test_overrides_are_refused_in_words(read, override, words):
+    with pytest.raises(UserError) as refusal:
+        read("seed: 1\n", override)
+    assert words in str(refusal.value)
+    assert "--set" in str(refusal.value)
+
+
+def test_the_settings_that_a_moved_run_is_resumed_with_are_understood(tmp_path, monkeypatch):
+    run = tmp_path / "é 😀 {x} #1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "ckpt-1.index").touch()
+    PatchTrainingConfig(base_result_dir="elsewhere").to_yaml(run / "config.yaml")
+    arguments = train.parse_arguments([str(run / "config.yaml"), "--resume"])
+    with pytest.raises(UserError, match="Add --set") as refusal:
+        train.check_directory(arguments, PatchTrainingConfig.from_yaml(arguments.config))
+    words = shlex.split(str(refusal.value).partition("Add ")[2])
+    assert words[::2] == ["--set", "--set"]
+    assert PatchTrainingConfig.from_yaml(arguments.config, words[1::2]).result_dir == run
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer.n_iterations: 0", "n_iterations belongs in the section optimizer: write it indented, below a line optimizer:"),
+        ("optimizer.n_iteration: 0", "n_iterations belongs in the section optimizer"),
+        ("optimiser.n_iterations: 0", "n_iterations belongs in the section optimizer"),
+        ("evaluation.restarts: 2", "restarts belongs in the section evaluation"),
+        ("evaluation.optimizer.n_iterations: 2", "n_iterations belongs in the section optimizer"),
+        ("optimizer.seed: 2", "seed belongs outside of sections"),
+        ("optimizer.xyzzy: 2", "The keys are: optimizer.min_step_size"),
+        ("optimizer[n_iterations]: 3", "n_iterations belongs in the section optimizer"),
+        ("optimizer_n_iterations: 3", "n_iterations belongs in the section optimizer"),
+        ("n_iterations: 3", "n_iterations belongs in the section optimizer"),
+        ("targeted_attack: true", "targeted_attack belongs in the section optimizer"),
+        ("restarts: 2", "restarts belongs in the section evaluation"),
+        ("optimizer: {batch_size: 3}", "batch_size belongs outside of sections"),
+        ("optimizer: {restarts: 3}", "restarts belongs in the section evaluation"),
+        ("evaluation: {optimizer: {n_iterations: 3}}", "optimizer belongs outside of sections"),
+        ("evaluation: {n_iterations: 3}", "Did you mean evaluation.iterations? Or: n_iterations belongs in the section optimizer"),
+        ("optimiser: {n_iterations: 3}", "Did you mean optimizer?"),
+        ("Seed: 3", "Did you mean seed?"),
+        ("yes: 3", "unknown key yes. The keys are: base_result_dir"),
+    ],
+)
+def test_misplaced_keys_are_told_where_they_belong(read, text, words):
+    with pytest.raises(UserError, match="unknown key") as refusal:
+        read(f"{text}\n")
+    assert words in str(refusal.value)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Variables that paths name; GONE is not set."""
+    monkeypatch.delenv("GONE", raising=False)
+    for name, value in {"HOME": "/home/me", "JOB": "7/{a}", "EMPTY": "", "NESTED": "$JOB", "TILDE": "~/x"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("~", "/home/me"),
+        ("~/a", "/home/me/a"),
+        ("$HOME/a", "/home/me/a"),
+        ("${HOME}s/$JOB", "/home/mes/7/{a}"),
+        ("$TILDE", "/home/me/x"),
+        ("a/~", "a/~"),
+        ("a$5$/$", "a$5$/$"),
+        ("{seed}", "{seed}"),
+    ],
+)
+def test_paths_are_expanded_once_and_for_all(environment, tmp_path, text, path):
+    assert expand_path(text) == expand_path(path) == path
+    config = PatchTrainingConfig(base_result_dir=text, data_dir=text, initial_weights=text)
+    assert [config.base_result_dir, config.data_dir, config.initial_weights] == [path] * 3
+    config.to_yaml(tmp_path / "written.yaml")
+    assert f"data_dir: {path}\n" in (tmp_path / "written.yaml").read_text().replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("$GONE/a", "the variable GONE is not set. Set it, or write out what is meant"),
+        ("a/${GONE}", "the variable GONE is not set"),
+        ("${HOME:-a}", "the variable HOME:-a is not set"),
+        ("$NESTED", "$JOB is left when its variables are replaced"),
+        ("$EMPTY", "the path '$EMPTY' is empty"),
+        ("~no_such_user/a", "no home directory ~no_such_user is known"),
+    ],
+)
+def test_paths_that_cannot_be_expanded_are_refused(environment, read, capsys, text, words):
+    with pytest.raises(UserError) as refusal:
+        read("seed: 1\n", f"data_dir={text}")
+    assert f": data_dir: {text}: " in str(refusal.value).replace("the path '$EMPTY'", "$EMPTY:")
+    assert words in str(refusal.value)
+    assert train.main([text]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("mat-train: ")
+    assert words in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("run_$JOB", "run_7_{a}"), ("${JOB}/{seed}", "7_{a}/0"), ("run_${{JOB}}", "run_${JOB}"), ("$5", "$5")],
+)
+def test_unique_name_may_use_variables(environment, tmp_path, read, text, name):
+    config = read(f"unique_name: '{text}'\n")
+    assert config.unique_name == name
+    config.to_yaml(tmp_path / "written.yaml")
+    assert PatchTrainingConfig.from_yaml(tmp_path / "written.yaml", resume=True) == config
+
+
+@pytest.mark.parametrize(("text", "words"), [("run_${GONE}", "the variable GONE is not set"), ("$EMPTY", "below base_result_dir")])
+def test_unique_name_with_variables_that_say_nothing_is_refused(environment, read, text, words):
+    with pytest.raises(UserError, match="unique_name") as refusal:
+        read(f"unique_name: {text}\n")
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (train, ["~/a"]),
+        (evaluate, ["~/a", "--weights=~/a", "--output=$HOME/a", "--bank=~/a", "--patches-from=${HOME}/a"]),
+        (benchmark, ["~/a", "--profile=~/a"]),
+        (growth, ["~/a"]),
+        (interruptions, ["--directory=~/a"]),
+        (weights, ["--download=~/a"]),
+    ],
+)
+def test_commands_expand_paths(environment, command, arguments):
+    parsed = vars(command.parse_arguments(arguments))
+    assert [value for value in parsed.values() if value == "/home/me/a"] == ["/home/me/a"] * len(arguments)
+
+
+TEXT = "# Größe\nseed: 3\noptimizer:\n  n_iterations: 2\nunique_name: 'größe'\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
+        TEXT.replace("\n", "\r").encode(),
+        codecs.BOM_UTF16_LE + TEXT.replace("\n", "\r\n").encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        TEXT.rstrip().encode(),
+    ],
+    ids=["utf-8", "mark", "crlf", "mark and crlf", "cr", "utf-16-le", "utf-16-be", "no last newline"],
+)
+def test_text_of_other_editors_is_read(read, content):
+    config = read(content)
+    assert (config.seed, config.optimizer.n_iterations, config.unique_name) == (3, 2, "größe")
 
 
 def test_resuming_wants_a_name_that_stays(tmp_path):
