@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.config import DEMO_IMAGE_SIZE, DEMO_N_CLASSES, MIN_FEATURE_MAP
+from mat.config import DEMO_IMAGE_SIZE, DEMO_N_CLASSES
 from mat.data import demo
 from mat.data.reading import read_records
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
 from mat.errors import UserError
-from mat.models.resnet import POOL_SIZE
 
 
 def test_config_data_set_and_network_agree():
     assert (demo.IMAGE_SIZE, len(demo.PATTERNS)) == (DEMO_IMAGE_SIZE, DEMO_N_CLASSES)
-    assert MIN_FEATURE_MAP == POOL_SIZE
 
 
 def test_other_data_is_not_overwritten(tmp_path):

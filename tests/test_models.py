@@ -1,17 +1,23 @@
 """The network and its layers, against the original's."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from mat.config import PatchTrainingConfig
+from mat.errors import UserError
 from mat.models import create_model, load_weights, save_weights
 from mat.models.convolutional import StandardizedConv2D, standardize
 from mat.models.groupnormalization import StripNormalization
+from mat.models.pooling import SMALLEST_POOL, last_feature_map, pool_size
 from mat.models.prepared import PreparedLayer, prepared_once
 from mat.models.resnet import forward_flops
 from tests.conftest import GOLDEN, SMALL, golden
+
+NORMALIZATIONS = ["strip", "group", "batch", "layer", "none"]
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -208,7 +214,7 @@ def test_equal_shapes_start_from_different_values_and_seeds_repeat():
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("normalization", ["strip", "group", "batch", "layer", "none"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_every_choice_gives_finite_logits_and_its_weights_come_back(tmp_path, normalization, precision):
     keys = SMALL | {"normalization": normalization, "precision": precision}
     model, other = (create_model(PatchTrainingConfig(**keys, seed=seed)) for seed in (0, 1))
@@ -220,6 +226,55 @@ def test_every_choice_gives_finite_logits_and_its_weights_come_back(tmp_path, no
     save_weights(model, tmp_path / "weights.h5")
     load_weights(other, tmp_path / "weights.h5")
     np.testing.assert_array_equal(other(images), logits)
+
+
+def test_weights_of_one_normalization_are_refused_for_every_other(tmp_path):
+    models = {name: create_model(PatchTrainingConfig(**SMALL, normalization=name)) for name in NORMALIZATIONS}
+    for name, model in models.items():
+        save_weights(model, tmp_path / f"{name}.h5")
+        model.save_weights(tmp_path / f"{name}.weights.h5")
+    for (file, (name, model)), ending in itertools.product(itertools.product(NORMALIZATIONS, models.items()), (".h5", ".weights.h5")):
+        if file == name:
+            load_weights(model, tmp_path / f"{file}{ending}")
+            continue
+        with pytest.raises(UserError, match="not of this network.*normalization"):
+            load_weights(model, tmp_path / f"{file}{ending}")
+
+
+def test_pooled_cells_cover_the_feature_map():
+    for feature_map in range(SMALLEST_POOL, 230):
+        size = pool_size(feature_map)
+        assert size >= SMALLEST_POOL
+        assert feature_map % size == 0
+        if feature_map % SMALLEST_POOL == 0:
+            assert size == SMALLEST_POOL  # as the original does
+    with pytest.raises(ValueError, match="at least 8x8. Received: 7x7"):
+        pool_size(7)
+
+
+@pytest.mark.parametrize(("image_size", "n_stacks"), [(64, 4), (72, 4), (96, 4), (112, 4), (120, 4), (160, 4), (176, 5), (40, 2), (32, 1)])
+def test_every_pixel_has_an_influence_of_the_same_order(image_size, n_stacks):
+    keys = SMALL | {"image_size": image_size, "n_stacks": n_stacks, "normalization": "none"}
+    model = create_model(PatchTrainingConfig(**keys))
+    images = tf.constant(np.random.default_rng(0).random((4, image_size, image_size, 3), np.float32))
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        logits = model(images) @ tf.constant([[1.0], [-2.0], [3.0], [-4.0], [5.0]])
+    influence = np.abs(tape.gradient(logits, images)).mean(axis=(0, 3))  # [H, W]
+    assert np.all(influence > 0)
+    half = image_size // 2
+    quarters = [influence[rows, columns].mean() for rows in np.s_[:half, half:] for columns in np.s_[:half, half:]]
+    assert max(quarters) < 2 * min(quarters)
+
+
+def test_image_sizes_are_refused_where_the_last_feature_map_is_too_small():
+    for image_size, n_stacks in itertools.product(range(32, 225, 8), range(1, 6)):
+        keys = SMALL | {"image_size": image_size, "n_stacks": n_stacks}
+        if last_feature_map(image_size, n_stacks) >= SMALLEST_POOL:
+            PatchTrainingConfig(**keys)
+            continue
+        with pytest.raises(UserError, match=r"too small for n_stacks: \d.*Set n_stacks: \d or a larger image_size"):
+            PatchTrainingConfig(**keys)
 
 
 def test_bfloat16_follows_float32(golden_model):

@@ -1,8 +1,13 @@
 """Weights files: the original's layout both ways, Keras 3's, and the released file's download."""
 
+import io
+import pickle
+import zipfile
+
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mat.config import PatchTrainingConfig
 from mat.errors import UserError
@@ -80,6 +85,84 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
             load_weights(model, tmp_path / name)
     with pytest.raises(UserError, match=r"none\.h5: no such weights file"):
         load_weights(model, tmp_path / "none.h5")
+
+
+def archive(name):
+    """The bytes of a zip archive whose first file has that name."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr(name, "first")
+        file.writestr("second", "second")
+    return content.getvalue()
+
+
+def npz():
+    """The bytes of a file of NumPy arrays."""
+    content = io.BytesIO()
+    np.savez(content, patches=np.zeros(3))
+    return content.getvalue()
+
+
+WHOLE = 'a whole Keras model. Save its weights alone with model.save_weights("NAME.weights.h5")'
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty. Fetch the file itself, or copy it again"),
+        (archive("config.json"), WHOLE),
+        (archive("archive/data.pkl"), "a PyTorch file"),
+        (archive("model/.format_version"), "a PyTorch file"),
+        (pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2), "a PyTorch file"),
+        (pickle.dumps({}, protocol=5), "a PyTorch file or another pickle"),
+        (npz(), "a file of NumPy arrays"),
+        (b"\x93NUMPY\x01\x00", "a file of NumPy arrays"),
+        (archive("weights/tiny_imagenet_weights_074.h5"), "a zip archive. Unpack it first"),
+        (b"\x1f\x8b\x08\x00", "a gzip archive. Unpack it first"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a Git LFS pointer, not the file itself. Fetch the file itself with git lfs pull",
+        ),
+        (b"\n\n<!DOCTYPE html>\n<html>", "an HTML page"),
+        (b"\xef\xbb\xbf<HTML>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error/>", "an HTML page"),
+        (b'model_checkpoint_path: "ckpt-1"\n', "a TensorFlow checkpoint"),
+    ],
+)
+def test_other_files_are_told_what_they_are(tmp_path, content, words):
+    (tmp_path / "weights.h5").write_bytes(content)
+    model = create_model(PatchTrainingConfig(**SMALL))
+    with pytest.raises(UserError) as refusal:
+        load_weights(model, tmp_path / "weights.h5")
+    assert f"weights.h5: not a weights file, but {words}" in str(refusal.value)
+
+
+def test_whole_models_and_checkpoints_are_told_what_they_are(tmp_path):
+    model = create_model(PatchTrainingConfig(**SMALL))
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+    model.export(tmp_path / "saved", verbose=False)
+    tf.train.Checkpoint(model=model).save(str(tmp_path / "ckpt"))
+    (tmp_path / "directory").mkdir()
+    for name, words in {
+        "model.keras": f"not a weights file, but {WHOLE}",
+        "model.h5": f"not a weights file, but {WHOLE}",
+        "saved": "not a weights file, but a SavedModel",
+        "ckpt-1": "not a weights file, but a TensorFlow checkpoint",
+        "ckpt-1.index": "not a weights file, but a TensorFlow checkpoint",
+        "ckpt-1.data-00000-of-00001": "not a weights file, but a TensorFlow checkpoint",
+        "directory": "no such weights file, but a directory",
+    }.items():
+        with pytest.raises(UserError) as refusal:
+            load_weights(model, tmp_path / name)
+        assert f"{name}: {words}" in str(refusal.value)
+
+
+def test_a_weights_file_may_have_any_name(tmp_path):
+    model = create_model(PatchTrainingConfig(**SMALL))
+    for name in ("ckpt-1.index", "weights.keras", "a"):
+        save_weights(model, tmp_path / name)
+        load_weights(model, tmp_path / name)
 
 
 def test_names_that_lead_round_in_circles_are_refused(tmp_path):

@@ -1,6 +1,11 @@
 """The network: `create_model` makes it from a config, `load_weights` and `save_weights` read and write its weights."""
 
+import os
+
 __all__ = ["create_model", "load_weights", "save_weights"]
+
+if not os.environ.get("KERAS_BACKEND"):  # the user's keras.json may name another, which then does not count
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
 def __getattr__(name):
@@ -27,6 +32,6 @@ def create_model(config):
         width=config.width,
         n_stacks=config.n_stacks,
         normalization=config.normalization,
-        precision=config.precision,
+        dtype=config.dtype,
         seed=config.seed,
     )

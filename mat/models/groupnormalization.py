@@ -78,7 +78,7 @@ def _normalize(strips, gamma, beta, epsilon, *, xla):
     Returns:
         [B, groups, rows, row], in the dtype of `strips`.
     """
-    fuse = not xla and not tf.config.list_physical_devices("GPU")  # where XLA may lack what it needs, and a kernel is soon launched
+    fuse = not xla and not tf.config.get_visible_devices("GPU")  # where XLA may lack what it needs, and a kernel is soon launched
     affine, product, to_inputs = (fused if fuse else function for function, fused in _ELEMENTWISE)
     n = strips.shape[2] * strips.shape[3]
 

@@ -6,6 +6,9 @@ import functools
 import keras
 import tensorflow as tf
 
+if keras.config.backend() != "tensorflow":
+    raise ImportError(f"Keras runs on {keras.config.backend()} in this process, and mat needs TensorFlow. Set KERAS_BACKEND=tensorflow")
+
 
 class PreparedLayer(keras.layers.Layer):
     """A layer whose `call` takes `self.prepared()`, what `prepare()` makes of its weights, in place of the weights themselves."""

@@ -7,16 +7,29 @@ import keras
 
 from mat.models.convolutional import StandardizedConv2D
 from mat.models.groupnormalization import StripNormalization
+from mat.models.pooling import pool_size
 
 GROUPS = 8
 EPSILON = 1e-5
-POOL_SIZE = 8
+DATA_FORMAT = {"data_format": "channels_last"}  # said to every layer that would else take it from the user's Keras settings
+
+
+@keras.saving.register_keras_serializable(package="mat")
+class FeatureMapNormalization(keras.layers.GroupNormalization):
+    """Layer normalization of feature maps, over height, width and channels: group normalization with one group.
+
+    A class of its own because Keras' `.weights.h5` files tell layers apart by their class alone.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"groups": 1} | kwargs)
+
 
 NORMALIZATIONS = {
     "strip": ("group_normalization", lambda **kwargs: StripNormalization(GROUPS, EPSILON, **kwargs)),
     "group": ("channel_group_normalization", lambda **kwargs: keras.layers.GroupNormalization(GROUPS, epsilon=EPSILON, **kwargs)),
     "batch": ("batch_normalization", lambda **kwargs: keras.layers.BatchNormalization(epsilon=EPSILON, **kwargs)),
-    "layer": ("layer_normalization", lambda **kwargs: keras.layers.GroupNormalization(1, epsilon=EPSILON, **kwargs)),
+    "layer": ("layer_normalization", lambda **kwargs: FeatureMapNormalization(epsilon=EPSILON, **kwargs)),
     "none": ("none", None),
 }
 
@@ -24,9 +37,9 @@ NORMALIZATIONS = {
 class _Layers:
     """Makes the layers of one model, named as the original's weights file names them: by kind, in order of creation."""
 
-    def __init__(self, normalization, precision, seed):
+    def __init__(self, normalization, dtype, seed):
         self.normalization = normalization
-        self.precision = precision
+        self.dtype = dtype
         self.seed = seed
         self.counts = {}
 
@@ -42,52 +55,53 @@ class _Layers:
     def conv(self, x, filters, kernel_size, strides=1):
         """A convolution; kernels larger than 1x1 are standardized."""
         name = self.name("conv2d")
-        arguments = {"strides": strides, "kernel_initializer": self.initializer(name), "name": name, "dtype": self.precision}
+        arguments = {"strides": strides, "kernel_initializer": self.initializer(name), "name": name, "dtype": self.dtype}
         if kernel_size == 1:
-            return keras.layers.Conv2D(filters, kernel_size, padding="same", **arguments)(x)
+            return keras.layers.Conv2D(filters, kernel_size, padding="same", **DATA_FORMAT, **arguments)(x)
         return StandardizedConv2D(filters, kernel_size, **arguments)(x)
 
     def norm(self, x):
         """The chosen normalization."""
         kind, layer = NORMALIZATIONS[self.normalization]
-        return x if layer is None else layer(name=self.name(kind), dtype=self.precision)(x)
+        return x if layer is None else layer(name=self.name(kind), dtype=self.dtype)(x)
 
     def relu(self, x):
         """A ReLU."""
-        return keras.layers.Activation("relu", name=self.name("activation"), dtype=self.precision)(x)
+        return keras.layers.Activation("relu", name=self.name("activation"), dtype=self.dtype)(x)
 
     def add(self, x, y):
         """The sum that ends a residual block."""
-        return keras.layers.Add(name=self.name("add"), dtype=self.precision)([x, y])
+        return keras.layers.Add(name=self.name("add"), dtype=self.dtype)([x, y])
 
     def logits(self, x, n_classes):
         """Pooling and the dense layer, up to logits."""
-        x = keras.layers.AveragePooling2D(POOL_SIZE, name="average_pooling2d", dtype=self.precision)(x)
-        x = keras.layers.Flatten(name="flatten", dtype=self.precision)(x)
-        dense = keras.layers.Dense(n_classes, kernel_initializer=self.initializer("dense"), name="dense", dtype=self.precision)
+        x = keras.layers.AveragePooling2D(pool_size(x.shape[1]), name="average_pooling2d", dtype=self.dtype, **DATA_FORMAT)(x)
+        x = keras.layers.Flatten(name="flatten", dtype=self.dtype, **DATA_FORMAT)(x)
+        dense = keras.layers.Dense(n_classes, kernel_initializer=self.initializer("dense"), name="dense", dtype=self.dtype)
         # Where the original has its softmax stand the logits, in float32 under every precision.
         return keras.layers.Activation("linear", name=self.name("activation"), dtype="float32")(dense(x))
 
 
-def create_resnet(*, image_size, n_classes, depth, width, n_stacks, normalization, precision="float32", seed=0):
+def create_resnet(*, image_size, n_classes, depth, width, n_stacks, normalization, dtype="float32", seed=0):
     """The original's `resnet_v1` as a Keras model that gives logits.
 
     Args:
-        image_size: height and width of the images; the last feature map, ceil(image_size / 2^(n_stacks - 1)), must be at least 8x8.
+        image_size: height and width of the images; the last feature map, ceil(image_size / 2^(n_stacks - 1)), must be at least 8x8. It
+            is pooled in cells of at least 8x8 that cover it as a whole, see `pool_size`.
         n_classes: number of logits.
         depth: 6 n + 2 for n blocks in each of the original's three-stack networks: n = (depth - 2) // 6 blocks a stack here too.
         width: 16 * width filters in the first stack, doubled in each next one.
         n_stacks: number of stacks; each but the first starts with stride 2.
         normalization: strip | group | batch | layer | none.
-        precision: float32 | mixed_bfloat16, a Keras dtype policy.
+        dtype: float32 | mixed_bfloat16, a Keras dtype policy.
         seed: seed of the initial weights.
 
     Returns:
         keras.Model: float images [B, H, W, 3] in [0, 1] -> logits float32 [B, n_classes].
     """
-    layers = _Layers(normalization, precision, seed)
+    layers = _Layers(normalization, dtype, seed)
     filters = 16 * width
-    inputs = keras.Input((image_size, image_size, 3), name="input_1")
+    inputs = keras.Input((image_size, image_size, 3), dtype="float32", name="input_1")
     x = layers.relu(layers.norm(layers.conv(inputs, filters, 3)))
     for stack in range(n_stacks):
         for block in range((depth - 2) // 6):

@@ -25,7 +25,8 @@ import numpy as np
 from mat.commands import run_command
 from mat.download import download
 from mat.errors import UserError
-from mat.files import replace_file
+from mat.files import expand_path, replace_file
+from mat.models.other_files import refuse_other_files, refuse_whole_model
 from mat.terminal import console
 from mat.text import printable, shown
 
@@ -105,8 +106,7 @@ def save_weights(model, path):
 def _opened(path, max_bytes):
     """The HDF5 file at a path; whatever fails in reading it becomes a `UserError`."""
     try:
-        if not pathlib.Path(path).is_file():
-            raise UserError(f"{path}: no such weights file. Give the path of an .h5 file")
+        refuse_other_files(path)
         if (size := os.path.getsize(path)) > max_bytes:
             raise UserError(f"{path}: {size:,} bytes, and weights of this network have at most {max_bytes:,}. Give such a file")
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -114,6 +114,7 @@ def _opened(path, max_bytes):
         with h5py.File(path, "r") as file:
             if file.id.get_create_plist().get_sizes() != (8, 8):
                 raise ValueError("its addresses are not of 8 bytes")
+            refuse_whole_model(path, file)
             yield file
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise UserError(
@@ -286,13 +287,18 @@ def git_blob(path):
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def parse_arguments(arguments):
+    """The parsed command line; `--help` and wrong usage end the process."""
+    parser = argparse.ArgumentParser(prog="python -m mat.models.weights", description="Fetch the released weights and check them.")
+    parser.add_argument("--download", metavar="DIRECTORY", required=True, type=expand_path, help="where the file goes, such as weights/")
+    parser.add_argument("--url", default=RELEASED_URL, help="where it comes from (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mat.models.weights", description="Fetch the released weights and check them.")
-    parser.add_argument("--download", metavar="DIRECTORY", required=True, help="where the file goes, such as weights/")
-    parser.add_argument("--url", default=RELEASED_URL, help="where it comes from (default: %(default)s)")
-    arguments = parser.parse_args(arguments)
-    return run_command("mat.models.weights", _download, arguments, interrupted="interrupted; run the same command again")
+    again = "interrupted; run the same command again"
+    return run_command("mat.models.weights", parse_arguments, _download, arguments, interrupted=again)
 
 
 def _download(arguments):
