@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from mat.data import reading
 from mat.data import records as schema
-from mat.data.reading import SPLITS, Records, read_records
+from mat.data.reading import SPLITS, read_records
 from mat.data.records import framed_payloads, make_example, record_path, write_records
-from mat.data.splits import class_names, fingerprint, read_splits
+from mat.data.splits import read_splits
 from mat.data.tiny_imagenet import augment, initial_images, load_dataset, resize, smooth_one_hot, train_dataset, validation_dataset
 from mat.errors import UserError
 from mat.seeds import generator, split, stream_seed
@@ -89,7 +89,7 @@ def test_augmentation_does_not_depend_on_the_order_of_examples(tiny_data):
     np.testing.assert_array_equal(np.concatenate([images for images, _ in dataset]), batches_of(records)[0])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 11])
+@pytest.mark.parametrize("batch_size", [1, 3, 9, 11, 31])
 def test_images_do_not_depend_on_how_many_are_loaded_in_one_call(tiny_data, batch_size):
     records = read_records(tiny_data, "train", n_classes=4)
     n = 32 // batch_size * batch_size
@@ -285,6 +285,9 @@ def test_bad_records_are_passed_over_and_reported_in_one_line(tmp_path, capsys):
     records = read_records(tmp_path, "train", n_classes=4, max_bad_records=7)
     assert [tf.io.decode_png(image)[0, 0, 0].numpy() for image in records.images] == list(range(7))
     np.testing.assert_array_equal(records.labels, [0, 1, 2, 3, 0, 1, 2])
+    np.testing.assert_array_equal(records.numbers, [1, 3, 5, 7, 9, 11, 13])
+    np.testing.assert_array_equal(records.sizes, 7 * [[8, 8]])
+    np.testing.assert_array_equal(records.take([6, 0]).numbers, [13, 1])
     assert capsys.readouterr().out == (
         f"{path}: passing over 7 bad of 14 records: record 0 is corrupt (its checksum does not fit), "
         "record 2 is not an example of an image and a label, record 4 has no label (feature label/tiny_imagenet), ...\n"
@@ -338,13 +341,14 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, encode):
     """Outside of any data set, whose calls run in parallel; what is as large as allowed is read, and what cannot be decoded is found."""
     in_parallel, one_by_one, decode = [], [], reading.decode
 
-    def counted(encoded):
+    def counted(encoded, shrinkage=1):
         if tf.executing_eagerly():
             one_by_one.append(encoded.numpy())
             return decode(encoded)
         return decode(tf.numpy_function(lambda content: in_parallel.append(content) or content, [encoded], tf.string))
 
     monkeypatch.setattr(reading, "decode", counted)
+    monkeypatch.setattr(reading, "_mapped", reading._mapped.__wrapped__)  # no function that was traced before
     monkeypatch.setattr(reading, "LARGE_PIXELS", 64)
     monkeypatch.setattr(reading, "MAX_PIXELS", 256)
     rng = np.random.default_rng(0)
@@ -383,27 +387,6 @@ def test_batches_that_are_left_out_are_not_decoded(tiny_data):
     np.testing.assert_array_equal(rest[0][0], list(train_dataset(records, **arguments))[2][0])
 
 
-# Folders of data.
-
-
-def test_class_names_are_the_first_words_in_the_order_of_the_labels(tmp_path):
-    assert class_names(tmp_path, 2) == ["0", "1"]
-    (tmp_path / "wnids.txt").write_text("n3\nn1\nn7\nn8\n")
-    (tmp_path / "words.txt").write_text("n1\tgoldfish, Carassius auratus\nn2\tunused\nn3\tking penguin\nn8\t , odd\nno tab\n")
-    assert class_names(tmp_path, 5) == ["king penguin", "goldfish", "n7", "n8", "4"]
-
-
-def test_fingerprints_are_of_labels_and_images_wherever_they_lie():
-    def records(images, labels, path="here"):
-        return Records(path, tf.constant(images), np.array(labels))
-
-    splits = records([b"ab", b"c"], [0, 1]), records([b"d"], [2])
-    same = records([b"ab", b"c"], [0, 1], "there"), splits[1]
-    others = [records([b"a", b"bc"], [0, 1]), records([b"ab", b"c"], [1, 0]), records([b"ab"], [0])]
-    assert fingerprint(splits) == fingerprint(same)
-    assert len({fingerprint(splits), *(fingerprint((other, splits[1])) for other in others)}) == 4
-
-
 def test_a_jpeg_of_very_many_scans_is_bad(tiny_data):
     """Each scan of a progressive JPEG takes the time of the whole image, and may have 33 bytes."""
     jpeg = tf.io.encode_jpeg(np.zeros((16, 16, 3), np.uint8), progressive=True).numpy()
@@ -412,7 +395,7 @@ def test_a_jpeg_of_very_many_scans_is_bad(tiny_data):
     with pytest.raises(UserError, match="record 0 has an image that cannot be decoded"):
         read_records(tiny_data, "train", n_classes=4)
     write_tiny_split(tiny_data, "train", [0, 1, 2, 3], jpeg=jpeg)
-    assert read_records(tiny_data, "train", n_classes=4).n_pixels == 4 * 16 * 16
+    assert read_records(tiny_data, "train", n_classes=4).sizes.tolist() == 4 * [[16, 16]]
 
 
 def test_a_file_of_too_many_records_is_refused(tiny_data, monkeypatch):

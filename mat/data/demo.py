@@ -85,11 +85,12 @@ def make_demo(data_dir):
     """
     wnids = "".join(f"{wnid}\n" for wnid in WNIDS)
     present = pathlib.Path(data_dir) / "wnids.txt"
-    if present.exists() and present.read_text(errors="replace") != wnids:
+    if present.exists() and present.read_text("utf-8-sig", errors="replace") != wnids:
         raise UserError(f"{data_dir}: holds other data, so the demo's cannot be made there. Set data_dir to another directory")
     with staged(data_dir) as stage:
-        (stage / "wnids.txt").write_text(wnids)
-        (stage / "words.txt").write_text("".join(f"{wnid}\t{words}\n" for wnid, words in zip(WNIDS, PATTERNS, strict=True)))
+        (stage / "wnids.txt").write_text(wnids, "utf-8")
+        words = "".join(f"{wnid}\t{pattern}\n" for wnid, pattern in zip(WNIDS, PATTERNS, strict=True))
+        (stage / "words.txt").write_text(words, "utf-8")
         for stream, (split, n_images) in enumerate({"train": N_TRAIN, "validation": N_VALIDATION}.items()):
             rng = np.random.default_rng([0, stream])
             labels = rng.permutation(np.arange(n_images) % len(PATTERNS))

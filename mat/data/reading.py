@@ -3,6 +3,8 @@
 Shapes: `N` examples.
 """
 
+import contextlib
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ SPLITS = ("train", "validation")  # those with labels
 MAX_SIDE = 4096  # of a square image; decoded, one of 4096x4096 takes 50 MB, and a header may claim 65535x65535
 MAX_PIXELS = MAX_SIDE**2
 LARGE_PIXELS = 2**20  # images above are checked one at a time
+SHRINKAGE = 8  # of JPEGs that are only checked: all of the file is read as at full size, in half the time
 JPEG_START = b"\xff\xd8\xff"
 JPEG_SCAN = b"\xff\xda"  # begins each pass over the image
 MAX_SCANS = 100  # of a progressive JPEG; they take 33 bytes each at the least, and the time of the whole image
@@ -33,12 +36,25 @@ FEATURES = {
 
 
 class Records(NamedTuple):
-    """The examples of a split, in the order of the file: encoded images (a tf.string tensor [N]) and labels (int64 array [N])."""
+    """The examples of a split, in the order of the file.
+
+    Attributes:
+        path: the file.
+        images: tf.string [N], encoded.
+        labels: int64 [N].
+        numbers: int64 [N], the number of each example's record in the file, counted from 0; records that are passed over count.
+        sizes: int64 [N, 2], width and height of each image, pixels.
+    """
 
     path: str
     images: tf.Tensor
     labels: np.ndarray
-    n_pixels: int = 0  # of all images, decoded
+    numbers: np.ndarray
+    sizes: np.ndarray
+
+    def take(self, positions):
+        """The `Records` at these positions, integers [n] in 0..N-1."""
+        return Records(self.path, tf.gather(self.images, positions), *(array[positions] for array in self[2:]))
 
 
 def read_records(data_dir, split, *, n_classes, max_bad_records=0):
@@ -68,14 +84,13 @@ def read_records(data_dir, split, *, n_classes, max_bad_records=0):
         )
     starts = schema.record_starts(path)
     examples, images, labels, faults = _parse(str(path), starts)
-    image_faults, pixels = _image_faults(images)
-    for position, fault in (image_faults | _label_faults(labels, n_classes)).items():
+    decodable, sizes = check_images(images)
+    for position, fault in (_image_faults(decodable, sizes) | _label_faults(labels, n_classes)).items():
         faults[int(examples[position])] = fault
     if faults:
         _report(path, len(starts), sorted(faults.items()), max_bad_records)
-        good = np.flatnonzero(~np.isin(examples, list(faults)))
-        images, labels, pixels = tf.gather(images, good), labels[good], pixels[good]
-    return Records(str(path), images, labels, int(pixels.sum()))
+    records = Records(str(path), images, labels, examples, sizes)
+    return records.take(np.flatnonzero(~np.isin(examples, list(faults)))) if faults else records
 
 
 _BAD_RECORD = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the second where TensorFlow's message quotes the record's bytes
@@ -91,7 +106,8 @@ class _Fault(NamedTuple):
 _CORRUPT = _Fault("is corrupt (its checksum does not fit)")
 _NO_EXAMPLE = _Fault("is not an example of an image and a label")
 _NO_LABEL = _Fault(f"has no label (feature {schema.LABEL})")
-_NOT_DECODABLE = _Fault(f"has an image that cannot be decoded as JPEG or PNG (feature {schema.IMAGE})")
+_NAMED = f"{schema.REMAKE}, which names the path of an image that cannot be read"
+_NOT_DECODABLE = _Fault(f"has an image that cannot be decoded as JPEG or PNG (feature {schema.IMAGE})", _NAMED)
 
 
 def _report(path, n_records, faults, max_bad_records):
@@ -143,12 +159,26 @@ def _label_faults(labels, n_classes):
     return {i: fault(labels[i]) for i in np.flatnonzero((labels < 0) | (labels >= n_classes)).tolist()}
 
 
-def _image_faults(images):
-    """The faults of the images, a dict by position, and their sizes in pixels, float64 [n].
+def _image_faults(decodable, sizes):
+    """The faults of the images that `check_images` found, a dict by position."""
+    faults = dict.fromkeys(np.flatnonzero(~decodable).tolist(), _NOT_DECODABLE)
+    for i in np.flatnonzero(sizes.prod(axis=1, dtype=np.float64) > MAX_PIXELS).tolist():
+        faults[i] = _Fault(f"has an image of {sizes[i, 0]}x{sizes[i, 1]} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read", _NAMED)
+    return faults
 
-    Every image is decoded once, as a run of hours shall not end on a bad one.
+
+def check_images(images):
+    """Whether a training run can read each of the images, which are all decoded, as a run of hours shall not end on a bad one.
+
     Sizes are read from the headers first. Large images are decoded one at a time, and giants not at all, so that memory is bounded. What
     `decode` takes beside JPEG and PNG (GIF, in newer versions of TensorFlow WebP, which it makes a batch of) is not let through to it.
+
+    Args:
+        images: tf.string [n], encoded.
+
+    Returns:
+        (bool [n], whether it is a JPEG or PNG that can be decoded, of at most `MAX_PIXELS`; int64 [n, 2], its width and height, 0 where
+        they are not known).
     """
     heads = tf.strings.substr(images, 0, PNG_HEAD).numpy().astype(f"S{PNG_HEAD}").view(np.uint8).reshape(-1, PNG_HEAD)
     (jpegs,), (pngs,) = (np.nonzero((heads[:, : len(start)] == list(start)).all(axis=1)) for start in (JPEG_START, PNG_START))
@@ -156,20 +186,11 @@ def _image_faults(images):
     decodable = np.zeros(len(heads), bool)
     scans = np.array([image.count(JPEG_SCAN) for image in images.numpy()])
     jpegs = jpegs[scans[jpegs] <= MAX_SCANS]
-    pixel = tf.io.encode_jpeg(np.zeros((1, 1, 3), np.uint8))  # decoded in place of what is too large
-
-    def check_jpeg(encoded):
-        height, width, _ = tf.unstack(tf.cast(tf.io.extract_jpeg_shape(encoded), tf.int64))
-        return tf.stack([width, height, tf.size(decode(tf.where(width * height > LARGE_PIXELS, pixel, encoded)), tf.int64)])
-
-    def check_png(encoded):
-        return tf.shape(decode(encoded), tf.int64)
-
-    passed, results = _map_images(check_jpeg, images, jpegs)
+    passed, results = _map_images(_check_jpeg, images, jpegs)
     sizes[passed], decodable[passed] = results[:, :2], True
     sizes[pngs] = heads[pngs, len(PNG_START) :].copy().view(">u4")
     pixels = sizes.prod(axis=1, dtype=np.float64)  # which does not overflow
-    passed, _ = _map_images(check_png, images, pngs[pixels[pngs] <= LARGE_PIXELS])
+    passed, _ = _map_images(_check_png, images, pngs[pixels[pngs] <= LARGE_PIXELS])
     decodable[passed] = True
     for i in np.flatnonzero((pixels > LARGE_PIXELS) & (pixels <= MAX_PIXELS)):
         try:
@@ -177,35 +198,56 @@ def _image_faults(images):
             decodable[i] = True
         except _BAD_RECORD:
             decodable[i] = False
-    faults = dict.fromkeys(np.flatnonzero(~decodable).tolist(), _NOT_DECODABLE)
-    for i in np.flatnonzero(pixels > MAX_PIXELS).tolist():
-        faults[i] = _Fault(f"has an image of {sizes[i, 0]}x{sizes[i, 1]} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read")
-    return faults, pixels
+    return decodable & (pixels <= MAX_PIXELS), sizes
+
+
+def _check_jpeg(encoded):
+    """Width, height and decoded size of a JPEG; one that is too large is not decoded."""
+    with tf.init_scope():
+        pixel = tf.io.encode_jpeg(np.zeros((1, 1, 3), np.uint8))  # decoded in its place
+    height, width, _ = tf.unstack(tf.cast(tf.io.extract_jpeg_shape(encoded), tf.int64))
+    decoded = decode(tf.where(width * height > LARGE_PIXELS, pixel, encoded), SHRINKAGE)
+    return tf.stack([width, height, tf.size(decoded, tf.int64)])
+
+
+def _check_png(encoded):
+    """Height, width and channels of a PNG."""
+    return tf.shape(decode(encoded), tf.int64)
+
+
+@functools.cache  # traced once
+def _mapped(function):
+    """A function from images, a multiple of `CHUNK`, to what `function` makes of each, int64 [n, 3]; it raises what that raises for any."""
+
+    def few(images):
+        return tf.stack([function(encoded) for encoded in tf.unstack(images, CHUNK)])
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def every(images):
+        results = tf.map_fn(few, tf.reshape(images, [-1, CHUNK]), fn_output_signature=tf.TensorSpec([CHUNK, 3], tf.int64))
+        return tf.reshape(results, [-1, 3])
+
+    return every
 
 
 def _map_images(function, images, positions):
     """The positions [n] of those images that `function` takes, and what it makes of them, int64 [n, 3]."""
-
-    def run(positions, chunk, *, ignore_errors):
-        if not positions.size:  # nothing to trace a function for
-            return []
-
-        def apply(few):
-            return few, tf.stack([function(encoded) for encoded in tf.unstack(tf.gather(images, few), chunk)])
-
-        dataset = tf.data.Dataset.from_tensor_slices(positions.reshape(-1, chunk)).map(apply, num_parallel_calls=tf.data.AUTOTUNE)
-        dataset = dataset.ignore_errors() if ignore_errors else dataset
-        return list(dataset.batch(PARSE_BATCH).as_numpy_iterator())
-
-    whole = len(positions) // CHUNK * CHUNK
-    try:
-        batches = run(positions[:whole], CHUNK, ignore_errors=False) + run(positions[whole:], 1, ignore_errors=False)
-    except _BAD_RECORD:
-        batches = run(positions, 1, ignore_errors=True)
-    passed, results = zip((np.zeros(0, np.int64), np.zeros((0, 3), np.int64)), *batches, strict=True)
-    return np.concatenate([p.reshape(-1) for p in passed]), np.concatenate([r.reshape(-1, 3) for r in results])
+    passed, results = [], [np.zeros((0, 3), np.int64)]
+    with tf.device("CPU:0"):
+        for start in range(0, len(positions), PARSE_BATCH):
+            batch = positions[start : start + PARSE_BATCH]
+            padded = np.append(batch, np.repeat(batch[-1:], -len(batch) % CHUNK))
+            try:
+                results.append(_mapped(function)(tf.gather(images, padded)).numpy()[: len(batch)])
+                passed.extend(batch)
+            except _BAD_RECORD:
+                for position in batch:
+                    with contextlib.suppress(*_BAD_RECORD):
+                        results.append(function(images[position]).numpy()[np.newaxis])
+                        passed.append(position)
+    return np.array(passed, np.int64), np.concatenate(results)
 
 
-def decode(encoded):
-    """Encoded image, a tf.string scalar -> uint8 [H, W, 3]; grayscale becomes RGB."""
-    return tf.io.decode_jpeg(encoded, channels=3)
+def decode(encoded, shrinkage=1):
+    """Encoded image, a tf.string scalar -> uint8 [H, W, 3]; grayscale becomes RGB. A JPEG may be shrunk 2, 4 or 8 times."""
+    return tf.io.decode_jpeg(encoded, channels=3, ratio=shrinkage)

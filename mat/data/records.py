@@ -1,6 +1,7 @@
 """The schema of the TFRecord files, that of the original's converter; how they are written, and where their records lie."""
 
 import contextlib
+import functools
 import mmap
 import os
 import pathlib
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.errors import UserError
+from mat.text import decode_text
 
 SPLITS = ("train", "validation", "test")
 IMAGE = "image/encoded"
@@ -32,11 +34,16 @@ def record_path(data_dir, split):
     return pathlib.Path(data_dir) / f"{split}.tfrecord"
 
 
+def class_list(content):
+    """The classes that the bytes of a wnids.txt list, one a line: their order is that of the labels. A list of strings."""
+    return [line.strip() for line in decode_text(content).splitlines() if line.strip()]
+
+
 def make_example(jpeg, wnid=None, label=None, box=None):
     """One serialized record.
 
     Args:
-        jpeg: the bytes of the JPEG file.
+        jpeg: the bytes of the JPEG or PNG file.
         wnid: WordNet id of the class; None for test images, which have neither label nor box.
         label: the line number of `wnid` in wnids.txt, from 0.
         box: (xmin, ymin, xmax, ymax) of the object, pixels.
@@ -44,7 +51,7 @@ def make_example(jpeg, wnid=None, label=None, box=None):
     Returns:
         bytes, a `tf.train.Example`.
     """
-    features = {IMAGE: _bytes(jpeg), FORMAT: _bytes(b"jpeg")}
+    features = {IMAGE: _bytes(jpeg), FORMAT: _bytes(b"png" if jpeg.startswith(b"\x89PNG") else b"jpeg")}
     if wnid is not None:
         features |= {WNID: _bytes(wnid.encode()), LABEL: _int64(label)}
         features |= {name: _int64(value) for name, value in zip(BOX, box, strict=True)}
@@ -194,5 +201,6 @@ def _bytes(value):
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
+@functools.lru_cache(4096)  # most boxes have the same few coordinates
 def _int64(value):
     return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))

@@ -1,5 +1,6 @@
 """Both splits of a data folder, the demo's made where they are missing, and the words of its classes."""
 
+import contextlib
 import hashlib
 import pathlib
 
@@ -8,11 +9,18 @@ import tensorflow as tf
 
 from mat.data.demo import make_demo
 from mat.data.reading import SPLITS, read_records
-from mat.data.records import record_path
+from mat.data.records import class_list, record_path
 from mat.errors import UserError
 from mat.terminal import console
+from mat.text import decode_text, printable
 
 HASHED_AT_ONCE = 1024  # images
+
+LARGEST_ASPECT_RATIO = 1.5  # of an image that is resized to a square, before that counts as squeezed
+LARGEST_SCALE = 2  # that images are enlarged by
+LARGEST_SHRINKAGE = 4  # the bicubic resize, as of the original, looks at four pixels in a row and smooths nothing
+FEW = 0.05  # share of the images that raises no warning
+CLASSES_SHOWN = 5
 
 
 def read_splits(dataset, data_dir, *, n_classes, max_bad_records=0):
@@ -28,7 +36,7 @@ def read_splits(dataset, data_dir, *, n_classes, max_bad_records=0):
         (training Records, validation Records).
 
     Raises:
-        UserError: as `read_records`, or the demo cannot be written.
+        UserError: as `read_records`, the demo cannot be written, or wnids.txt lists another number of classes.
     """
     try:
         if dataset == "demo" and not all(record_path(data_dir, split).exists() for split in SPLITS):
@@ -36,6 +44,12 @@ def read_splits(dataset, data_dir, *, n_classes, max_bad_records=0):
             make_demo(data_dir)
     except OSError as error:
         raise UserError(f"{error.filename or data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
+    wnids = _wnids(data_dir)
+    if wnids and len(wnids) != n_classes:
+        raise UserError(
+            f"{data_dir}: n_classes is {n_classes}, and wnids.txt lists {len(wnids)} classes. Set n_classes: {len(wnids)}, or data_dir to "
+            "the data that is meant"
+        )
     return tuple(read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records) for split in SPLITS)
 
 
@@ -56,11 +70,58 @@ def class_names(data_dir, n_classes):
     Returns:
         list of n_classes strings.
     """
-    try:
-        wnids = (pathlib.Path(data_dir) / "wnids.txt").read_text().split()
-        lines = (pathlib.Path(data_dir) / "words.txt").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return [str(label) for label in range(n_classes)]
-    words = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    wnids, words = _wnids(data_dir), {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = decode_text((pathlib.Path(data_dir) / "words.txt").read_bytes()).splitlines()
+        words = dict(line.split("\t", 1) for line in lines if "\t" in line)
     named = [words.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids]  # the first of a class's synonyms
     return [named[label] if label < len(named) else str(label) for label in range(n_classes)]
+
+
+def _wnids(data_dir):
+    """The classes that `wnids.txt` lists beside the records, in the order of their labels; none where it is missing."""
+    try:
+        return class_list((pathlib.Path(data_dir) / "wnids.txt").read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{data_dir}: wnids.txt cannot be read ({printable(str(error))}). Convert the data again") from None
+
+
+def describe(splits, data_dir, *, image_size, n_classes):
+    """What the data is, and what about it may spoil a result, in words for the plan of a run.
+
+    Args:
+        splits: (training, validation) `Records`.
+        data_dir: directory that they were read from.
+        image_size: height and width that the images are resized to.
+        n_classes: number of classes.
+
+    Returns:
+        dict of lines by name: `data`, and where there is something to doubt `data sizes` and `data classes`.
+    """
+    counts = " and ".join(f"{len(records.labels):,} {kind}" for records, kind in zip(splits, ("training", "validation"), strict=True))
+    sizes = np.concatenate([records.sizes for records in splits])
+    smallest, largest = (sizes[pick(sizes.prod(axis=1))] for pick in (np.argmin, np.argmax))
+    real = " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (smallest, largest)))
+    resized = f", resized to {image_size}x{image_size}" if np.any(sizes != image_size) else ""
+    lines = {"data": f"{data_dir}: {counts} images of {real}{resized}, {n_classes} classes"}
+    squeezed = sizes.max(axis=1) > LARGEST_ASPECT_RATIO * sizes.min(axis=1)
+    enlarged = image_size >= LARGEST_SCALE * sizes.min(axis=1)
+    thinned = sizes.min(axis=1) > LARGEST_SHRINKAGE * image_size
+    doubts = {
+        f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": squeezed,
+        f"enlarged {LARGEST_SCALE} times or more": enlarged,
+        f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": thinned,
+    }
+    told = [f"{np.mean(images):.0%} of the images are {what}" for what, images in doubts.items() if np.mean(images) > FEW]
+    if told:
+        lines["data sizes"] = f"WARNING: {'; '.join(told)}"
+    names, absent = class_names(data_dir, n_classes), []
+    for records, kind in zip(splits, ("training", "validation"), strict=True):
+        if missing := np.setdiff1d(np.arange(n_classes), records.labels).tolist():
+            shown = ", ".join(names[label] for label in missing[:CLASSES_SHOWN]) + ", ..." * (len(missing) > CLASSES_SHOWN)
+            absent.append(f"{len(missing)} of {n_classes} classes have no {kind} image ({printable(shown)})")
+    if absent:
+        lines["data classes"] = f"WARNING: {'; '.join(absent)}"
+    return lines

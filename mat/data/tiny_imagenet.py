@@ -64,15 +64,10 @@ def train_dataset(records, *, batch_size, n_classes, image_size, label_smoothing
     order = generator(seed, f"order/{epoch}").permutation(len(records.labels))
     order = order[first_batch * batch_size : len(order) // batch_size * batch_size]
     seeds = np.tile(stream_seed(seed, f"augmentation/{epoch}"), (len(order), 1))
-    chunk = max(n for n in range(1, CHUNK + 1) if batch_size % n == 0)
-    chunks = _augmented_images(records, order, seeds, image_size, chunk)
+    images = _augmented_images(records, order, seeds, image_size).rebatch(batch_size, drop_remainder=True)
     labels = tf.data.Dataset.from_tensor_slices(records.labels[order].reshape(-1, batch_size))
-
-    def finish(images, labels):
-        images = tf.reshape(images, [batch_size, image_size, image_size, 3])
-        return images, smooth_one_hot(labels, n_classes, label_smoothing)
-
-    return tf.data.Dataset.zip(chunks.batch(batch_size // chunk), labels).map(finish).prefetch(tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.zip(images, labels)
+    return batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))).prefetch(tf.data.AUTOTUNE)
 
 
 def validation_dataset(records, *, batch_size, n_classes, image_size, cached=False):
@@ -82,7 +77,7 @@ def validation_dataset(records, *, batch_size, n_classes, image_size, cached=Fal
         cached: keep the decoded images in memory from the first pass on, if they take less than `CACHE_BYTES`.
     """
     images = tf.data.Dataset.from_tensor_slices(records.images).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    if cached and 3 * records.n_pixels < CACHE_BYTES:
+    if cached and 3 * int(records.sizes.prod(axis=1).sum()) < CACHE_BYTES:
         images = images.cache()
     images = images.map(lambda image: resize(as_float(image), image_size), num_parallel_calls=tf.data.AUTOTUNE)
     batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)
@@ -127,13 +122,18 @@ def initial_images(records, targets, *, targeted, image_size, seed):
         rounds.append(turns[c] // len(served[c]))
         turns[c] += 1
     seeds = np.stack([stream_seed(seed, f"bank/augmentation/{r}") for r in range(max(rounds) + 1)])
-    return _augmented_images(records, np.array(examples), seeds[rounds], image_size, chunk=1).unbatch()
+    return _augmented_images(records, np.array(examples), seeds[rounds], image_size).unbatch().take(len(examples))
 
 
-def _augmented_images(records, examples, seeds, image_size, chunk):
-    """Images of `examples` [n], each augmented by the draws of its row of `seeds` [n, 2] and its own index; `chunk` at a time."""
-    load = _loader(image_size, chunk)
-    chunks = tf.data.Dataset.from_tensor_slices((examples.reshape(-1, chunk), seeds.reshape(-1, chunk, 2)))
+def _augmented_images(records, examples, seeds, image_size):
+    """Images of `examples` [n], each augmented by the draws of its row of `seeds` [n, 2] and its own index.
+
+    They come `CHUNK` at a time, whatever the batch size; the last example fills up the last chunk.
+    """
+    load = _loader(image_size, CHUNK)
+    missing = -len(examples) % CHUNK
+    examples, seeds = np.pad(examples, (0, missing), "edge"), np.pad(seeds, ((0, missing), (0, 0)), "edge")
+    chunks = tf.data.Dataset.from_tensor_slices((examples.reshape(-1, CHUNK), seeds.reshape(-1, CHUNK, 2)))
     return chunks.map(
         lambda examples, seeds: load(tf.gather(records.images, examples), examples, seeds), num_parallel_calls=tf.data.AUTOTUNE
     )
