@@ -1,5 +1,6 @@
 """What all tests share: golden values of the original, its small network, and tiny data."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -7,6 +8,7 @@ import pathlib
 import re
 import signal
 import threading
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -129,7 +131,12 @@ def stop_at(trainer, *, step):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves one file; may break off after `breaks_after` bytes, or ignore ranges."""
+    """Serves one file, `state["content"]`; other keys of `state` change how.
+
+    `status`: the answer to everything. `breaks_after`: bytes after which it breaks off. `ranges`: False where it knows no ranges.
+    `validators`: its headers that tell versions of the file apart; the default is an `ETag` made of the content. `ignores_if_range`: True
+    where it does not look at If-Range. `place`: the Content-Range of its parts. `length`: False where it does not tell the length.
+    """
 
     def __init__(self, state, *args):
         self.state = state
@@ -141,17 +148,24 @@ class Server(http.server.BaseHTTPRequestHandler):
         if "status" in state:
             self.send_error(state["status"])
             return
+        validators = state.get("validators", {"ETag": f'"{zlib.crc32(content)}"'})
+        same = self.headers.get("If-Range") in (None, *validators.values()) or state.get("ignores_if_range")
         ranges = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(ranges.group(1)) if ranges and state.get("ranges", True) else 0
-        if ranges and state.get("ranges", True) and start >= len(content):
+        start = int(ranges.group(1)) if ranges and same and state.get("ranges", True) else 0
+        if start and start >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
             self.end_headers()
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        headers = validators | ({"Content-Length": len(content) - start} if state.get("length", True) else {})
+        if start:
+            headers["Content-Range"] = state.get("place", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        for name, value in headers.items():
+            self.send_header(name, str(value))
         self.end_headers()
-        self.wfile.write(content[start : start + state.get("breaks_after", len(content))])
+        with contextlib.suppress(ConnectionError):  # the client has seen enough
+            self.wfile.write(content[start : start + state.get("breaks_after", len(content))])
 
     def log_message(self, *_):
         pass
@@ -162,6 +176,6 @@ def server():
     """(address, state) of a local HTTP server that serves `state["content"]`."""
     state = {"content": bytes(range(256)) * 4000, "requests": []}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state)) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/file.zip", state
         httpd.shutdown()

@@ -1,4 +1,4 @@
-"""The converter, from folder and zip, and its download, from a server of our own."""
+"""The converter, from folder and zip."""
 
 import pathlib
 import zipfile
@@ -10,7 +10,6 @@ import tensorflow as tf
 from mat.data.convert import convert, main
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
 from mat.data.tiny_imagenet import load_dataset
-from mat.download import download
 from mat.errors import UserError
 
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetical order: labels are line numbers
@@ -110,7 +109,8 @@ def test_converted_records_feed_the_pipeline(archive, tmp_path):
         (lambda root: (root / "wnids.txt").unlink(), "no wnids.txt"),
         (lambda root: (root / "words.txt").unlink(), "words.txt is missing"),
         (lambda root: (root / "wnids.txt").write_text("n01\nn02\nn03\nn04\n"), "n04_boxes.txt is missing"),
-        (lambda root: (root / "wnids.txt").write_text("n01\nn02\n"), "gives val_0.JPEG the class n03"),
+        (lambda root: (root / "wnids.txt").write_text("n01\nn02\n"), "wnids.txt does not list train/n03. Add it"),
+        (lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG n04 1 2 3 4\n"), "gives val_0.JPEG the class n04"),
         (lambda root: (root / "train/n02/n02_boxes.txt").write_text("n02_0.JPEG 1 2 3\n"), "n02_boxes.txt, line 1"),
         (lambda root: (root / "train/n02/n02_boxes.txt").write_text("n02_0.JPEG 1 2 3 4\n"), "no box of train/n02/images/n02_1.JPEG"),
         (lambda root: (root / "val/images/val_3.JPEG").unlink(), "val/images/val_3.JPEG is missing"),
@@ -149,68 +149,11 @@ def test_real_images_of_all_classes_convert(tmp_path):
     np.testing.assert_array_equal(np.bincount(labels), np.full(200, 2))
 
 
-# Downloading.
-
-
-def test_download_fetches_the_file_once(server, tmp_path):
-    address, state = server
-    download(address, tmp_path / "new" / "file.zip")
-    download(address, tmp_path / "new" / "file.zip")
-    assert (tmp_path / "new" / "file.zip").read_bytes() == state["content"]
-    assert state["requests"] == [None]
-    assert [f.name for f in (tmp_path / "new").iterdir()] == ["file.zip"]
-
-
-def test_broken_transfer_goes_on_where_it_broke_off(server, tmp_path):
-    address, state = server
-    state["breaks_after"] = 600_000
-    with pytest.raises(UserError, match=r"broke off \(600000 of 1024000 bytes came\).*goes on from"):
-        download(address, tmp_path / "file.zip")
-    assert not (tmp_path / "file.zip").exists()
-    download(address, tmp_path / "file.zip")
-    assert (tmp_path / "file.zip").read_bytes() == state["content"]
-    assert state["requests"] == [None, "bytes=600000-"]
-
-
-def test_servers_without_ranges_send_everything_again(server, tmp_path):
-    address, state = server
-    state["ranges"] = False
-    (tmp_path / "file.zip.part").write_bytes(b"x" * 2_000_000)
-    download(address, tmp_path / "file.zip")
-    assert (tmp_path / "file.zip").read_bytes() == state["content"]
-
-
-@pytest.mark.parametrize("surplus", [0, 5])
-def test_complete_and_foreign_partial_files(server, tmp_path, surplus):
-    address, state = server
-    (tmp_path / "file.zip.part").write_bytes(state["content"] + b"x" * surplus)
-    download(address, tmp_path / "file.zip")
-    assert (tmp_path / "file.zip").read_bytes() == state["content"]
-
-
-def test_refusals_and_unreachable_servers_are_told(server, tmp_path):
-    address, state = server
-    state["status"] = 404
-    with pytest.raises(UserError, match="the server answered 404"):
-        download(address, tmp_path / "file.zip")
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/.*broke off"):
-        download("http://127.0.0.1:1/file.zip", tmp_path / "file.zip")
-
-
-def test_addresses_and_destinations_that_cannot_be_are_told(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["--download", str(tmp_path / "file" / "out")]) == 2
-    assert "the directory cannot be made" in capsys.readouterr().err
-    assert main(["--download", str(tmp_path / "out"), "--url", "nowhere"]) == 2
-    assert "not an address to fetch" in capsys.readouterr().err
-
-
-def test_download_command_fetches_and_converts(server, archive, tmp_path, capsys):
-    address, state = server
-    state["content"] = archive.read_bytes()
-    assert main(["--download", str(tmp_path / "out"), "--url", address]) == 0
-    assert (tmp_path / "out" / "train.tfrecord").exists()
-    assert "12 train, 6 validation, 2 test images" in capsys.readouterr().out
+def test_paths_of_the_command_may_begin_with_home_or_a_variable(official, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(official.parent))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    assert main([f"~/{official.name}", "$OUT/records"]) == 0
+    assert (tmp_path / "out" / "records" / "train.tfrecord").exists()
 
 
 def test_command_wants_a_source_or_a_download(tmp_path):
