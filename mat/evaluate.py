@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import sys
 
@@ -12,10 +11,12 @@ if not __package__:  # run as a file: its own directory is on the path, where `c
 from mat.commands import run_command
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.config_keys import key_list
-from mat.errors import UserError
+from mat.files import expand_path
+from mat.models.other_files import refuse_other_files
 from mat.report_directory import beside
 from mat.signals import raised_signals
-from mat.terminal import console, quiet_stderr
+from mat.surroundings import load_tensorflow
+from mat.terminal import console
 
 STATUS = """
 exit status:
@@ -37,15 +38,27 @@ def parse_arguments(arguments):
         epilog=key_list(EvaluationConfig, "evaluation.") + STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml")
     parser.add_argument(
-        "--weights", metavar="FILE", required=True, help="weights to evaluate: the original's HDF5 or Keras 3's .weights.h5"
+        "config", metavar="CONFIG", type=expand_path, help="YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml"
     )
-    parser.add_argument("--output", metavar="DIR", help="where the report goes (default: beside FILE, its name with _evaluation)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        required=True,
+        type=expand_path,
+        help="weights to evaluate: the original's HDF5 or Keras 3's .weights.h5",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=expand_path, help="where the report goes (default: beside FILE, its name with _evaluation)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")
     parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")
-    parser.add_argument("--bank", metavar="FILE", help="patches.npz to start attacks from (default: the one beside the weights, if any)")
-    parser.add_argument("--patches-from", metavar="RUN", help="also try the patches that an evaluation fitted on another model")
+    parser.add_argument(
+        "--bank", metavar="FILE", type=expand_path, help="patches.npz to start attacks from (default: the one beside the weights, if any)"
+    )
+    parser.add_argument(
+        "--patches-from", metavar="RUN", type=expand_path, help="also try the patches that an evaluation fitted on another model"
+    )
     parser.add_argument("--attacks", metavar="NAME[,NAME]", help="the same as --set evaluation.attacks=[NAME, NAME]")
     for name, meaning in FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"{meaning}; the same as --set evaluation.{name}=N")
@@ -78,20 +91,16 @@ def run(arguments):
 def evaluate_weights(config, arguments):
     """Evaluate the weights file of the command line."""
     weights = pathlib.Path(arguments.weights)
-    if not os.path.isfile(weights):  # False for names that no file can have
-        raise UserError(f"{weights}: no such weights file. Give --weights the path of an .h5 file")
+    refuse_other_files(weights)
     directory = pathlib.Path(arguments.output) if arguments.output else beside(weights, quick=arguments.quick)
     console.print(f"{weights}: evaluating into {directory}; loading TensorFlow")
-    with quiet_stderr():
-        import tensorflow as tf
+    load_tensorflow()
+    from mat.data.splits import read_splits
+    from mat.devices import configure
+    from mat.evaluator import evaluate
+    from mat.models import create_model, load_weights
 
-        from mat.data.splits import read_splits
-        from mat.evaluator import evaluate
-        from mat.models import create_model, load_weights
-
-        tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    configure(precision=config.precision, deterministic=config.deterministic)
     model = create_model(config)
     load_weights(model, weights)
     bank = arguments.bank
@@ -103,7 +112,7 @@ def evaluate_weights(config, arguments):
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    return run_command("mat-evaluate", run, parse_arguments(arguments))
+    return run_command("mat-evaluate", parse_arguments, run, arguments)
 
 
 if __name__ == "__main__":

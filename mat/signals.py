@@ -11,7 +11,7 @@ import socket
 import threading
 
 from mat.errors import StoppedError
-from mat.terminal import console
+from mat.terminal import can_redraw, console
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = b"\x1b[?25h"  # a live progress line hides it
@@ -94,7 +94,7 @@ def _watch(arrivals, at_once):
             continue
         if stopping and number[0] == signal.SIGINT:
             with contextlib.suppress(OSError):  # the same Ctrl-C may have ended who reads it
-                os.write(2, (SHOW_CURSOR if console.is_terminal else b"") + b"Ended at once; what was saved before stays\n")
+                os.write(2, (SHOW_CURSOR if can_redraw() else b"") + b"Ended at once; what was saved before stays\n")
             os._exit(128 + signal.SIGINT)
         if not stopping:
             at_once(number[0])

@@ -4,8 +4,8 @@ import contextlib
 import datetime
 import errno
 import os
+import subprocess
 import sys
-import tempfile
 import time
 
 from rich.console import Console
@@ -44,26 +44,45 @@ class _Output:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-console = Console(file=_Output(), highlight=False, markup=False, soft_wrap=True)
+# Not of the environment: FORCE_COLOR, which notebooks set for pipes too, and COLUMNS, which need not be a width.
+_ENVIRONMENT = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
+
+console = Console(file=_Output(), highlight=False, markup=False, soft_wrap=True, _environ=_ENVIRONMENT)
+
+# The program of a process that shows what it was sent once the sender is gone, however it ended.
+_SHOW_AT_THE_END = "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(text)"
+
+
+def can_redraw():
+    """Whether the output is a terminal on which a line can be drawn again in its place."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextlib.contextmanager
 def quiet_stderr():
-    """Hold back what native code writes to standard error, such as TensorFlow's greetings; shown after all if the block fails."""
+    """Hold back what native code writes to standard error, such as TensorFlow's greetings; shown after all if the block fails.
+
+    It is also shown if the process dies in the block, as by an abort in native code: another process holds it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            held.seek(0)
-            os.write(saved, held.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    holder = subprocess.Popen(  # in a session of its own, which the signals of a terminal or a job's end do not reach
+        [sys.executable, "-I", "-S", "-c", _SHOW_AT_THE_END], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    os.dup2(holder.stdin.fileno(), 2)
+    failed = False
+    try:
+        yield
+    except Exception:
+        failed = True
+        raise
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        if not failed:
+            holder.kill()
+        holder.communicate()  # ends its input and waits for it
 
 
 def duration(seconds):
@@ -106,13 +125,14 @@ class ProgressLine:
     def __init__(self, total, prefix=""):
         self.total = total
         self._live = None
-        if console.is_terminal:
+        if can_redraw():
             self._live = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[text]}", markup=False),
                 console=console,
                 transient=True,
+                redirect_stdout=False,  # it would write past `_Output`
             )
             self._task = self._live.add_task(prefix, total=total, text="")
         self._prefix = prefix

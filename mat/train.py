@@ -13,8 +13,10 @@ from mat.commands import run_command
 from mat.config import PatchTrainingConfig
 from mat.config_keys import key_list
 from mat.errors import UserError
+from mat.files import expand_path
 from mat.signals import raised_signals
-from mat.terminal import console, interval_text, print_table, quiet_stderr
+from mat.surroundings import load_tensorflow
+from mat.terminal import console, interval_text, print_table
 
 STATUS = """
 exit status:
@@ -30,7 +32,9 @@ def parse_arguments(arguments):
         epilog=key_list(PatchTrainingConfig) + STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/demo.yaml; its keys are listed below")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/demo.yaml; its keys are listed below"
+    )
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -49,12 +53,9 @@ def train(arguments):
         check_directory(arguments, config)
     console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
     with raised_signals("Stopped before training began; nothing was changed"):
-        with quiet_stderr():
-            import tensorflow as tf
+        load_tensorflow()
+        from mat.trainer import Trainer
 
-            from mat.trainer import Trainer
-
-            tf.config.list_physical_devices()  # finds the devices now, while their greetings are held back
         configs = [config, config.without_patches()] if config.plain_baseline else [config]
         trainers = [Trainer(each, resume=arguments.resume) for each in configs]  # so that all is checked before the hours of the first
     for trainer in trainers:
@@ -76,7 +77,7 @@ def check_directory(arguments, config):
     if of_a_run and not named and path.parent.resolve() != config.result_dir.resolve():
         name = path.parent.name.replace("{", "{{").replace("}", "}}")
         places = {"base_result_dir": str(path.parent.parent), "unique_name": name}
-        flags = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in places.items())
+        flags = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value, ensure_ascii=False)}')}" for key, value in places.items())
         raise UserError(f"{arguments.config}: its run lies in {path.parent}, and it names {config.result_dir.absolute()}. Add {flags}")
 
 
@@ -90,7 +91,7 @@ def print_comparison(trainers):
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    return run_command("mat-train", train, parse_arguments(arguments))
+    return run_command("mat-train", parse_arguments, train, arguments)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,25 @@
-"""What the program knows of its device."""
+"""What the program knows of its device and its precision, and how it takes memory that does not suffice."""
+
+import types
 
 import pytest
+import tensorflow as tf
 
-from mat import devices
+from mat import devices, evaluator
+from mat.errors import UserError
+from mat.trainer import Trainer
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that sets the visible GPUs, a list of their details."""
+
+    def show(details):
+        devices_shown = [types.SimpleNamespace(name=f"GPU:{i}", details=each) for i, each in enumerate(details)]
+        monkeypatch.setattr(devices.tf.config, "get_visible_devices", lambda _: devices_shown)
+        monkeypatch.setattr(devices.tf.config.experimental, "get_device_details", lambda gpu: gpu.details)
+
+    return show
 
 
 @pytest.mark.parametrize(
@@ -15,25 +32,108 @@ from mat import devices
         (None, None),
     ],
 )
-def test_bfloat16_is_fast_where_the_cpu_has_instructions_for_it(tmp_path, monkeypatch, cpu_info, fast):
+def test_bfloat16_is_fast_where_the_cpu_has_instructions_for_it(tmp_path, monkeypatch, gpus, cpu_info, fast):
     monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda _: [])
+    gpus([])
     if cpu_info is not None:
         (tmp_path / "cpuinfo").write_text(cpu_info)
     assert devices.bfloat16_is_fast() is fast
+    assert devices.tensorfloat32_is_fast() is False
 
 
 @pytest.mark.parametrize(("capability", "fast"), [((8, 0), True), ((9, 0), True), ((7, 5), False), (None, None)])
-def test_bfloat16_is_fast_on_gpus_from_ampere_on(monkeypatch, capability, fast):
-    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda _: ["a GPU"])
-    monkeypatch.setattr(
-        devices.tf.config.experimental, "get_device_details", lambda _: {"compute_capability": capability} if capability else {}
-    )
+def test_short_types_are_fast_on_gpus_from_ampere_on(gpus, capability, fast):
+    gpus([{"compute_capability": (9, 0)}, {"compute_capability": capability} if capability else {}])
     assert devices.bfloat16_is_fast() is fast
+    assert devices.tensorfloat32_is_fast() is fast
 
 
-def test_auto_compiles_with_xla_on_gpus_only(monkeypatch):
-    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda _: [])
+def test_auto_compiles_with_xla_on_gpus_only(gpus):
+    gpus([])
     assert (devices.use_xla("auto"), devices.use_xla(True), devices.use_xla(False)) == (False, True, False)
-    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda _: ["a GPU"])
+    assert devices.device_name().startswith("CPU, ")
+    gpus([{"device_name": "a GPU"}, {}])
     assert (devices.use_xla("auto"), devices.use_xla(True), devices.use_xla(False)) == (True, True, False)
+    assert devices.device_name() == "a GPU, GPU:1"
+
+
+def test_precision_and_determinism_are_set(monkeypatch):
+    determinism = []
+    monkeypatch.setattr(devices.tf.config.experimental, "enable_op_determinism", lambda: determinism.append(True))
+    for precision, expected in (("tensorfloat32", True), ("float32", False), ("mixed_bfloat16", False)):
+        devices.configure(precision=precision, deterministic=False)
+        assert tf.config.experimental.tensor_float_32_execution_enabled() is expected
+    assert determinism == []
+    devices.configure(precision="float32", deterministic=True)
+    assert determinism == [True]
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({}, ""),
+        ({"NVIDIA_TF32_OVERRIDE": "0"}, "NVIDIA_TF32_OVERRIDE=0"),
+        ({"ONEDNN_DEFAULT_FPMATH_MODE": "bf16"}, "ONEDNN_DEFAULT_FPMATH_MODE=bf16"),
+        ({"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "DNNL_DEFAULT_FPMATH_MODE": ""}, ""),
+        ({"TF_SET_ONEDNN_FPMATH_MODE": "BF16", "XLA_FLAGS": "--xla_dump_to=x"}, "TF_SET_ONEDNN_FPMATH_MODE=BF16"),
+        ({"XLA_FLAGS": "--a=1 --xla_cpu_enable_fast_math=true"}, "XLA_FLAGS=--xla_cpu_enable_fast_math=true"),
+        ({"XLA_FLAGS": "--xla_cpu_enable_fast_math --a"}, "XLA_FLAGS=--xla_cpu_enable_fast_math"),
+        ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false --xla_cpu_enable_fast_math=0"}, ""),
+    ],
+)
+def test_the_environment_that_changes_precision_is_told(monkeypatch, environment, text):
+    for name in (*devices.PRECISION_VARIABLES, "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert devices.precision_overrides() == text
+
+
+EXHAUSTED = tf.errors.ResourceExhaustedError(
+    None, None, "Graph execution error:\n\n{{function_node __wrapped__Conv2D}} OOM when allocating tensor with shape[9,9]\nHint: x"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (EXHAUSTED, "out of memory (OOM when allocating tensor with shape[9,9]). batch_size: 8"),
+        (tf.errors.InternalError(None, None, "CUDNN_STATUS_ALLOC_FAILED\nin x"), "(CUDNN_STATUS_ALLOC_FAILED)"),
+        (
+            tf.errors.AbortedError(None, None, "Graph\nOperation received an exception:Status: 1, message: no"),
+            "exception:Status: 1, message: no",
+        ),
+        (tf.errors.UnknownError(None, None, "Failed to allocate 9 bytes"), "(Failed to allocate 9 bytes)"),
+        (tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY: out of memory"), "CUDA_ERROR"),
+        (MemoryError("Unable to allocate 9 GiB"), "(Unable to allocate 9 GiB)"),
+        (MemoryError(), "out of memory (Python can take no more). batch_size: 8"),
+        (tf.errors.ResourceExhaustedError(None, None, "/x/ckpt-1; No space left on device"), None),
+        (tf.errors.ResourceExhaustedError(None, None, "/x/ckpt-1; Disk quota exceeded"), None),
+        (tf.errors.InvalidArgumentError(None, None, "shapes differ"), None),
+        (OSError("out of memory"), None),
+    ],
+)
+def test_only_memory_is_told_as_memory(error, words):
+    with pytest.raises(UserError if words else type(error)) as raised, devices.memory_limits(lambda: "batch_size: 8"):
+        raise error
+    assert words is None or words in str(raised.value)
+
+
+def exhausted(*_, **__):
+    raise EXHAUSTED
+
+
+def test_training_and_evaluation_name_the_keys_that_take_memory(tiny_config, monkeypatch):
+    trainer = Trainer(tiny_config(n_epochs=1))
+    trainer.step.train_on_batch = exhausted
+    with pytest.raises(UserError, match=r"shape\[9,9\]\).* batch_size: 8, .* under another unique_name.* No checkpoint was written yet"):
+        trainer.fit()
+    weights = trainer.results.path / "weights.h5"
+    weights.write_bytes(b"")
+    monkeypatch.setattr(evaluator, "Evaluation", exhausted)
+    splits = trainer.train_records, trainer.validation_records
+    with pytest.raises(UserError, match=r"evaluation.images_at_once: 128 images .* --resume"):
+        evaluator.evaluate(trainer.config, trainer.model, splits, trainer.results.path / "report", weights=weights)
+    monkeypatch.setattr("mat.trainer.create_model", exhausted)
+    with pytest.raises(UserError, match=r"width: 1 and n_patches: 6 take more"):
+        Trainer(tiny_config(unique_name="another"))

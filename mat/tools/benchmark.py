@@ -9,7 +9,9 @@ from mat.commands import run_command
 from mat.config import PatchTrainingConfig
 from mat.config_keys import plain_values
 from mat.errors import UserError
-from mat.terminal import console, print_facts, print_table, quiet_stderr
+from mat.files import expand_path
+from mat.surroundings import load_tensorflow
+from mat.terminal import console, print_facts, print_table
 
 PARTS = ("step", "pipeline", "bank", "checkpoint")
 
@@ -21,12 +23,12 @@ def parse_arguments(arguments):
         description="Time the training step, the input pipeline, the start and a checkpoint of a config. The last line printed is one JSON "
         "object. Where data_dir has no records, synthetic ones stand in. docs/performance.md tells what the numbers mean.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/mat.yaml")
+    parser.add_argument("config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/mat.yaml")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config, as in mat/train.py")
     parser.add_argument("--repeats", metavar="N", type=int, default=5, help="rounds that the medians are of (default: 5)")
     parser.add_argument("--only", metavar="PART", choices=PARTS, help=f"measure one part: {', '.join(PARTS)}")
     parser.add_argument("--breakdown", action="store_true", help="also time SELECT, I-FGSM, OPT and REPTILE, each alone")
-    parser.add_argument("--profile", metavar="DIR", help="also write a TensorFlow profile of one step, for TensorBoard")
+    parser.add_argument("--profile", metavar="DIR", type=expand_path, help="also write a TensorFlow profile of one step, for TensorBoard")
     parsed = parser.parse_args(arguments)
     if parsed.repeats < 1:
         parser.error(f"--repeats must be at least 1. Received: {parsed.repeats}")
@@ -40,10 +42,19 @@ def benchmark(arguments):
     if (arguments.breakdown or arguments.profile) and "step" not in parts:
         raise UserError(f"--breakdown and --profile are of the step. Received: --only {arguments.only}")
     console.print(f"{arguments.config}: loading TensorFlow")
-    with quiet_stderr():
-        from mat.tools import measurements
+    load_tensorflow()
+    from mat.devices import memory_limits
 
-        result = {"config": plain_values(dataclasses.asdict(config)), **measurements.environment(config)}
+    with memory_limits(lambda: f"batch_size: {config.batch_size} and width: {config.width} take too much. Try --set with smaller ones"):
+        result = measure(config, parts, arguments)
+    print(json.dumps(result), flush=True)
+
+
+def measure(config, parts, arguments):
+    """Measure parts and print their tables; returns all results, a dict that is ready for JSON."""
+    from mat.tools import measurements
+
+    result = {"config": plain_values(dataclasses.asdict(config)), **measurements.environment(config)}
     print_facts("Benchmark", {"device": result["device"], "versions": ", ".join(f"{k} {v}" for k, v in result["versions"].items())})
     if "pipeline" in parts or "bank" in parts:
         with measurements.records_of(config) as records:
@@ -59,7 +70,7 @@ def benchmark(arguments):
     if "step" in parts:
         result |= measurements.measure_step(config, arguments.repeats, breakdown=arguments.breakdown, profile=arguments.profile)
         print_step(result)
-    print(json.dumps(result), flush=True)
+    return result
 
 
 def print_step(result):
@@ -101,7 +112,7 @@ def print_data(result):
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    return run_command("mat.tools.benchmark", benchmark, parse_arguments(arguments))
+    return run_command("mat.tools.benchmark", parse_arguments, benchmark, arguments)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ class Convolutions:
     Args:
         model: a `keras.Model` of this package.
         batch_size: B.
-        precision: float32 | mixed_bfloat16, which gives the dtype.
+        dtype: float32 | mixed_bfloat16, a Keras dtype policy.
     """
 
-    def __init__(self, model, batch_size, precision):
+    def __init__(self, model, batch_size, dtype):
         self.batch_size = batch_size
-        self.dtype = tf.as_dtype(keras.DTypePolicy(precision).compute_dtype)
+        self.dtype = tf.as_dtype(keras.DTypePolicy(dtype).compute_dtype)
         self.layers = [layer for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D))]
         self.functions = {}
         for layer in self.layers:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from mat.commands import run_command
+from mat.files import expand_path
 
 SERIES = {
     "batch_size": [8, 32, 128],
@@ -24,7 +25,7 @@ def parse_arguments(arguments):
         prog="python -m mat.tools.growth",
         description="Time the training step of a config while one key at a time changes, each in a process of its own.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/mat.yaml")
+    parser.add_argument("config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/mat.yaml")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config")
     parser.add_argument("--repeats", metavar="N", type=int, default=3, help="rounds that the medians are of (default: 3)")
     parser.add_argument(
@@ -68,7 +69,7 @@ def grow(arguments):
 
 def main(arguments=None):
     """Run the command; returns the exit status."""
-    return run_command("mat.tools.growth", grow, parse_arguments(arguments))
+    return run_command("mat.tools.growth", parse_arguments, grow, arguments)
 
 
 if __name__ == "__main__":

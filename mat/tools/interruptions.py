@@ -18,7 +18,9 @@ import time
 
 import yaml
 
-from mat.terminal import quiet_stderr
+from mat.commands import run_command
+from mat.files import expand_path
+from mat.surroundings import load_tensorflow
 
 TRAIN = pathlib.Path(__file__).parent.parent / "train.py"
 CONFIG = {
@@ -151,21 +153,24 @@ def compare(directory, n_kills, seed):
     shape = {"n_classes": CONFIG["n_classes"], "image_size": CONFIG["image_size"]}
     make_synthetic_records(directory, n_train=N_TRAIN, n_validation=N_VALIDATION, **shape)
     config = CONFIG | {"base_result_dir": ".", "data_dir": ".", "n_epochs": EPOCHS_PER_INTERRUPTION * len(interruptions)}
-    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    (directory / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
     uninterrupted_run(directory)
     happened = interrupted_run(directory, interruptions, rng)
     return happened, differences(directory / "whole", directory / "interrupted")
 
 
-def main(arguments=None):
-    """Run the command; returns the exit status."""
+def parse_arguments(arguments):
+    """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(prog="python -m mat.tools.interruptions", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    parser.add_argument("--directory", help="where the runs go, an empty directory (default: a temporary one)")
-    arguments = parser.parse_args(arguments)
-    with quiet_stderr():
-        import tensorflow  # noqa: F401 -- only for its greetings to be held back
+    parser.add_argument("--directory", type=expand_path, help="where the runs go, an empty directory (default: a temporary one)")
+    return parser.parse_args(arguments)
+
+
+def interrupt(arguments):
+    """Make the runs and print what happened; returns 1 where anything differs, else 0."""
+    load_tensorflow()
     with tempfile.TemporaryDirectory() as temporary:
         happened, different = compare(arguments.directory or temporary, arguments.kills, arguments.seed)
     for name, moment, status, newest, half_written in happened:
@@ -174,6 +179,11 @@ def main(arguments=None):
     n_half = sum(half_written for *_, half_written in happened)
     print(f"{len(happened)} interruptions, {n_half} of them within a checkpoint; different: {', '.join(different) or 'nothing'}")
     return int(bool(different))
+
+
+def main(arguments=None):
+    """Run the command; returns the exit status."""
+    return run_command("mat.tools.interruptions", parse_arguments, interrupt, arguments)
 
 
 if __name__ == "__main__":

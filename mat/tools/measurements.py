@@ -23,7 +23,7 @@ from mat.checkpoints import Checkpoints, RunRecord
 from mat.data.reading import read_records
 from mat.data.records import IMAGE, LABEL, record_path
 from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, resize, train_dataset
-from mat.devices import device_name, use_xla
+from mat.devices import configure, device_name, use_xla
 from mat.errors import NonFiniteLossError, UserError
 from mat.models import create_model
 from mat.models.prepared import compile_with
@@ -58,8 +58,7 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
     Returns:
         dict, ready for JSON.
     """
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    configure(precision=config.precision, deterministic=config.deterministic)
     if profile is not None:
         make_directory(profile)
     model = create_model(config)
@@ -73,7 +72,7 @@ def measure_step(config, repeats, *, breakdown=False, profile=None):
     for step in steps.values():
         step.optimizer.learning_rate.assign(LEARNING_RATE)
     seconds = {name: [] for name in steps}
-    convolutions = Convolutions(model, config.batch_size, config.precision)
+    convolutions = Convolutions(model, config.batch_size, config.dtype)
     seconds_of(steps["plain"].train_on_batch, *batch)
     with ProgressLine(repeats, "measuring the step") as line:
         for done in range(repeats):
@@ -246,7 +245,7 @@ def measure_checkpoint(config, repeats):
 
 def peak_memory():
     """The most memory that this process has held so far, bytes: of the GPU where there is one, else of the machine."""
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
