@@ -5,6 +5,7 @@ that is the same for every patch of a size. Shapes: `N` scored images, `R` patch
 a patch, `T` iterations.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ SEGMENT = {  # iterations in one call of a compiled attack
     "gradient_free": 25,  # all on the same images
 }
 CURVE_RESTARTS = 3  # the strongest of the grid, which the curves follow
-VANISHING_IMAGES = 500  # images whose gradients are looked at
+VANISHING_IMAGES = 500  # images in which patches without a gradient are counted
+POSITION_IMAGES = 56  # images on which gradients are compared over positions
 LOAD_BATCH = 500
 FORWARDS_PER_GRADIENT = 2  # a forward pass and one to the input, in forward passes
 NO_LOSSES = np.zeros(0, np.float32)  # of patches that were not fitted
@@ -44,7 +46,7 @@ class Findings(NamedTuple):
     """All that an evaluation saw; `mat.report` makes the report of it.
 
     Attributes:
-        records: int64 [N], the number of each scored image's record in its file.
+        records: int64 [N], the number of each scored image's record in its file; records that are passed over count.
         labels: int64 [N], the true classes.
         images: float32 [N, H, W, 3].
         offsets: int32 [N, 2], where patches of the config's size lay.
@@ -52,6 +54,7 @@ class Findings(NamedTuple):
         controls, grid, gradient_free, transfer: lists of `Outcome`.
         iterations, patch_sizes: lists of `Outcome`, the curves; both hold those at the protocol's iterations and size.
         vanishing: dict of the share of images without a gradient, by "untargeted" and "targeted" loss.
+        position_gradients: dict of the gradient that a grey patch gets, in units of the mean over all positions, by (row, column).
         cost: what was computed, in forward passes of the network.
     """
 
@@ -67,7 +70,13 @@ class Findings(NamedTuple):
     iterations: list
     patch_sizes: list
     vanishing: dict
+    position_gradients: dict
     cost: int
+
+    @property
+    def fitted(self):
+        """The patches that were fitted to the network at the config's size, a list of `Outcome`."""
+        return [*self.grid, *self.gradient_free]
 
 
 class Evaluation:
@@ -115,9 +124,9 @@ class Evaluation:
         chosen = np.arange(n_all)
         if n_images is not None and n_images < n_all:
             chosen = np.sort(generator(self.config.seed, stream).permutation(n_all)[:n_images])
-        records = records._replace(images=tf.gather(records.images, chosen), labels=records.labels[chosen])
+        records = records.take(chosen)
         batches = validation_dataset(records, batch_size=LOAD_BATCH, n_classes=self.config.n_classes, image_size=self.config.image_size)
-        return tf.concat([images for images, _ in batches], axis=0), records.labels, chosen
+        return tf.concat([images for images, _ in batches], axis=0), records.labels, records.numbers
 
     def cost(self):
         """Forward passes of the network, of one image each, that the whole evaluation takes; a gradient counts as two."""
@@ -128,7 +137,8 @@ class Evaluation:
             curves = curve_restarts(self.protocol, white_box[:CURVE_RESTARTS], self.config.image_size)
             restarts, n_scored = restarts + curves, n_scored + len(curves)
         fitting = sum(self._fitting_cost(restart) for restart in restarts)
-        return fitting + n_scored * len(self.labels) + 2 * FORWARDS_PER_GRADIENT * min(VANISHING_IMAGES, len(self.labels))
+        n_gradients = 2 * min(VANISHING_IMAGES, len(self.labels)) + len(self._corners()) * min(POSITION_IMAGES, len(self.labels))
+        return fitting + n_scored * len(self.labels) + FORWARDS_PER_GRADIENT * n_gradients
 
     def _fitting_cost(self, restart):
         """Forward passes that fit one patch."""
@@ -169,6 +179,7 @@ class Evaluation:
                 iterations=[o for o in curves if o.restart.patch_shape == self.config.patch_shape],
                 patch_sizes=[o for o in curves if o.restart.n_iterations == self.protocol.iterations],
                 vanishing=self._vanishing(),
+                position_gradients=self._position_gradients(),
                 cost=cost,
             )
 
@@ -305,17 +316,45 @@ class Evaluation:
 
     def _vanishing(self):
         """The share of scored images in whose loss a grey patch has no gradient, for the true class and for a class drawn at random."""
+        chosen, others = self._gradient_images(VANISHING_IMAGES)
+        offsets = self._offsets(self.config.patch_shape)[chosen]
+        classes = {"untargeted": self.labels[chosen], "targeted": others}
+        return {kind: float(np.mean(self._gradients(chosen, labels, offsets) == 0)) for kind, labels in classes.items()}
+
+    def _position_gradients(self):
+        """The gradient that a grey patch gets at each corner, edge and in the middle of the images, in units of the mean over all.
+
+        All positions are tried on the same images. Each image counts alike, however large its loss and so its gradients are.
+
+        Returns:
+            dict by (row, column) of the patch; empty if no image has a gradient anywhere.
+        """
+        chosen, others = self._gradient_images(POSITION_IMAGES)
+        corners = self._corners()
+        gradients = np.array([self._gradients(chosen, others, np.tile(np.int32(corner), (len(chosen), 1))) for corner in corners])
+        gradients = gradients[:, gradients.any(axis=0) & np.isfinite(gradients).all(axis=0)].astype(np.float64)  # [positions, images]
+        if not gradients.size:
+            return {}
+        return dict(zip(corners, np.mean(gradients / gradients.mean(axis=0), axis=1).tolist(), strict=True))
+
+    def _gradient_images(self, n_images):
+        """At most `n_images` scored images drawn at random, and another class than its own for each: two int64 arrays [n]."""
         rng, n_classes = generator(self.config.seed, "evaluation/vanishing"), self.config.n_classes
-        chosen = np.sort(rng.permutation(len(self.labels))[:VANISHING_IMAGES])
-        images, labels = tf.gather(self.images, chosen), self.labels[chosen]
-        patch, offsets = np.full(self.config.patch_shape, 0.5, np.float32), self._offsets(self.config.patch_shape)[chosen]
-        others = (labels + rng.integers(1, n_classes, len(labels))) % n_classes
-        shares = {}
-        for kind, classes in {"untargeted": labels, "targeted": others}.items():
-            vanish = self.attacks.gradients_vanish(patch, images, classes, offsets, images_at_once=self.at_once)
-            shares[kind] = float(np.mean(vanish))
-            self._progress.advance(FORWARDS_PER_GRADIENT * len(labels), "gradients")
-        return shares
+        chosen = np.sort(rng.permutation(len(self.labels))[:n_images])
+        return chosen, (self.labels[chosen] + rng.integers(1, n_classes, len(chosen))) % n_classes
+
+    def _gradients(self, chosen, labels, offsets):
+        """How large the gradients of a grey patch are on chosen images for the loss of `labels`, float32 [n]."""
+        patch, images = np.full(self.config.patch_shape, 0.5, np.float32), tf.gather(self.images, chosen)
+        gradients = self.attacks.patch_gradients(patch, images, labels, offsets, images_at_once=self.at_once)
+        self._progress.advance(FORWARDS_PER_GRADIENT * len(chosen), "gradients")
+        return gradients
+
+    def _corners(self):
+        """Where a patch lies at the corners, edges and in the middle of an image: distinct (row, column) pairs."""
+        ends = [self.config.image_size - side for side in self.config.patch_shape[:2]]
+        rows, columns = ([0, end // 2, end] for end in ends)
+        return list(dict.fromkeys(itertools.product(rows, columns)))
 
 
 def _n_calls(restart):

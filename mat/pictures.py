@@ -52,8 +52,8 @@ def _show(axes, image, title):
 
 
 def _patches(figure_class, findings, report):
-    """The strongest patches of the grid and the gradient-free search, and the accuracy they leave."""
-    patches = {outcome.name: outcome.patch for outcome in (*findings.grid, *findings.gradient_free)}
+    """The strongest of the patches that were fitted to the network, and the accuracy they leave."""
+    patches = {outcome.name: outcome.patch for outcome in findings.fitted}
     rows = sorted([*report["grid"], *report["gradient_free"]], key=lambda row: row["accuracy"])[:N_PATCHES]
     n_columns = min(4, len(rows))
     n_rows = -(-len(rows) // n_columns)
@@ -68,8 +68,9 @@ def _patches(figure_class, findings, report):
 
 
 def _examples(figure_class, findings, report, class_names):
-    """Images without and with the worst patch of the grid: those it fooled first."""
-    worst = next(outcome for outcome in findings.grid if outcome.name == report["headline"]["robust"]["name"])
+    """Images without and with the worst patch that was tried: those it fooled first."""
+    tried = (*findings.fitted, *findings.transfer, *findings.controls)
+    worst = next(outcome for outcome in tried if outcome.name == report["headline"]["robust"]["name"])
     right = findings.clean == findings.labels
     fooled = right & (worst.predictions != findings.labels)
     order = np.concatenate([np.flatnonzero(fooled), np.flatnonzero(right & ~fooled), np.flatnonzero(~right)])[:N_EXAMPLES]

@@ -5,16 +5,21 @@ import shutil
 import tensorflow as tf
 
 from mat import __version__
-from mat.devices import bfloat16_is_fast, device_name
+from mat.data.splits import describe
+from mat.devices import bfloat16_is_fast, device_name, precision_overrides, tensorfloat32_is_fast
 from mat.files import existing_ancestor
+from mat.report import robust_words
 from mat.results import LOG, PATCHES, PATCHES_PICTURE
-from mat.terminal import duration, interval_text, print_facts
+from mat.terminal import duration, print_facts
+
+MANY_LEFT_OUT = 0.1  # share of the training images that an epoch leaves out, which raises a warning
 
 
 def print_plan(trainer):
     """Print what a `Trainer` will do."""
     config, optimizer = trainer.config, trainer.config.optimizer
-    n_train, n_validation = len(trainer.train_records.labels), len(trainer.validation_records.labels)
+    splits = trainer.train_records, trainer.validation_records
+    n_left_out = len(trainer.train_records.labels) - trainer.steps_per_epoch * config.batch_size
     n_steps, n_done = config.n_epochs * trainer.steps_per_epoch, int(trainer.step.step)
     left = f"; {n_steps - n_done:,} are left" if n_done else ""
     height, width, _ = config.patch_shape
@@ -25,8 +30,7 @@ def print_plan(trainer):
     )
     plan = {
         "device": device_name(),
-        "data": f"{config.data_dir}: {n_train:,} training and {n_validation:,} validation images "
-        f"of {config.image_size}x{config.image_size}, {config.n_classes} classes",
+        **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes),
         "network": f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization, "
         f"{trainer.model.count_params():,} parameters, {config.precision}, XLA {'on' if trainer.jit_compile else 'off'}",
         "weights": f"from {config.initial_weights}" if config.initial_weights else f"initialized from seed {config.seed}",
@@ -34,9 +38,25 @@ def print_plan(trainer):
         "steps": f"{config.n_epochs} epochs x {trainer.steps_per_epoch} steps of {config.batch_size} images = {n_steps:,} steps{left}",
         "results": f"{trainer.results.path}: {_space(trainer)}",
     }
-    if config.precision == "mixed_bfloat16" and bfloat16_is_fast() is False:
-        plan["precision"] = "mixed_bfloat16 will not help: this device does not compute in bfloat16 by itself; float32 is as fast"
+    if n_left_out > MANY_LEFT_OUT * len(trainer.train_records.labels):
+        plan["batches"] = f"WARNING: batch_size: {config.batch_size} leaves {n_left_out:,} images out of each epoch"
+    if told := _precision_doubts(config.precision):
+        plan["precision"] = told
     print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
+
+
+def _precision_doubts(precision):
+    """What makes a precision slower, or another, than it looks like; empty where nothing does."""
+    slow = {
+        "mixed_bfloat16": ("bfloat16", bfloat16_is_fast),
+        "tensorfloat32": ("TensorFloat-32", tensorfloat32_is_fast),
+    }
+    told = []
+    if precision in slow and slow[precision][1]() is False:
+        told.append(f"{precision} will not help: this device does not compute in {slow[precision][0]} by itself; float32 is as fast")
+    if overrides := precision_overrides():
+        told.append(f"WARNING: the environment changes it: {overrides}")
+    return "; ".join(told)
 
 
 def _space(trainer):
@@ -63,7 +83,7 @@ def print_summary(trainer, accuracies, seconds):
     files = [LOG, trainer.results.weights_path(config.n_epochs - 1).name, *((PATCHES, PATCHES_PICTURE) if trainer.bank else ())]
     robust = "not measured (robust_evaluation: none)"
     if report is not None:
-        robust = f"{interval_text(report['headline']['robust'])}, the worst of {report['grid_summary']['n_patches']} universal patches"
+        robust = robust_words(report)
     summary = {
         "clean validation accuracy": f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch "
         f"{first_epoch + best + 1}",

@@ -4,6 +4,7 @@ While an evaluation runs, it holds `protocol.json` and the patches fitted so far
 as the very last file, so that no unfinished evaluation looks complete.
 """
 
+import itertools
 import json
 import pathlib
 import zipfile
@@ -12,7 +13,8 @@ import zlib
 import numpy as np
 
 from mat.errors import UserError
-from mat.files import check_writable, npz, replace_file
+from mat.files import check_writable, is_occupied, npz, replace_file
+from mat.terminal import console
 
 REPORT = "report.json"
 PROTOCOL = "protocol.json"
@@ -31,11 +33,11 @@ def beside(weights, *, quick):
     return weights.with_name(weights.name.removesuffix(".h5").removesuffix(".weights") + ("_quick" if quick else "") + SUFFIX)
 
 
-def read_report(path, weights_git_blob):
-    """The report of a finished evaluation of these weights in a directory, a dict; None where there is none."""
+def read_report(path):
+    """The report of a finished evaluation in a directory, a dict; None where there is none that can be read."""
     try:
-        report = json.loads((pathlib.Path(path) / REPORT).read_text())
-        return report if report["subject"]["weights_git_blob"] == weights_git_blob and "headline" in report else None
+        report = json.loads((pathlib.Path(path) / REPORT).read_bytes())
+        return report if report["subject"]["weights_git_blob"] and "headline" in report else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -44,40 +46,55 @@ class ReportDirectory:
     """The directory of one evaluation. Nothing is written before `create`.
 
     Args:
-        path: the directory.
+        path: the directory. It may exist if it is empty, but for logs.
         protocol: dict of plain values: all that the results depend on.
         resume: whether to continue the evaluation that is in the directory.
+        or_next: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
 
     Raises:
         UserError: the directory exists and `resume` is not set, cannot be made, or holds another evaluation or something else.
     """
 
-    def __init__(self, path, protocol, *, resume=False):
-        self.path = pathlib.Path(path)
+    def __init__(self, path, protocol, *, resume=False, or_next=False):
         self._protocol = protocol
-        try:
-            if self.path.exists() and not resume:
-                raise UserError(f"{self.path}: exists already. Choose another --output, remove it, or continue what is in it with --resume")
-            check_writable(self.path, "Choose another --output")
-            begun = self.path.exists() and any(self.path.iterdir())
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be used: {error.strerror}. Choose another --output") from None
+        for number in itertools.count(1):
+            self.path = pathlib.Path(path) if number == 1 else pathlib.Path(f"{path}_{number}")
+            try:
+                self._check(resume=resume)
+                return
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be used: {error.strerror}. Choose another --output") from None
+            except UserError as refused:
+                if not or_next or not self.path.is_dir():
+                    raise
+                console.print(str(refused).partition(". ")[0])
+
+    def _check(self, *, resume):
+        """Refuse a directory that cannot be used."""
+        begun = is_occupied(self.path)
+        if begun and not resume:
+            raise UserError(f"{self.path}: exists already. Choose another --output, remove it, or continue what is in it with --resume")
+        check_writable(self.path, "Choose another --output")
         if begun:
             self._check_same()
 
     def _check_same(self):
         """Refuse to continue another evaluation."""
         try:
-            saved = json.loads((self.path / PROTOCOL).read_text())
+            saved = json.loads((self.path / PROTOCOL).read_bytes())
             different = [key for key in {**saved, **self._protocol} if saved.get(key) != self._protocol.get(key)]
         except (OSError, ValueError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{self.path}: holds no evaluation to continue ({PROTOCOL}). Choose another --output") from None
         if different:
             key = different[0]
             raise UserError(
-                f"{self.path}: the evaluation in it has {key}: {saved.get(key)}, and --resume was given {key}: {self._protocol.get(key)}. "
+                f"{self.path}: the evaluation in it has {key}: {saved.get(key)}, and this one has {key}: {self._protocol.get(key)}. "
                 "Give what it was begun with, remove that directory, or choose another --output"
             )
+
+    def finished(self):
+        """The report of the evaluation, a dict, if it is finished; else None."""
+        return read_report(self.path) if (self.path / PROTOCOL).exists() else None
 
     def create(self):
         """Make the directory, with the protocol in it."""
@@ -118,7 +135,7 @@ def find_patches(run, *, but_not):
     """
     run = pathlib.Path(run)
     try:
-        directories = [run] if (run / PATCHES).is_file() else sorted(run.glob(f"*{SUFFIX}"))
+        directories = [run] if (run / PATCHES).is_file() else sorted(run.glob(f"*{SUFFIX}*"))
         found = [
             d for d in directories if (d / PATCHES).is_file() and (d / REPORT).is_file() and d.resolve() != pathlib.Path(but_not).resolve()
         ]
@@ -128,7 +145,7 @@ def find_patches(run, *, but_not):
         raise UserError(f"{run}: several evaluations to take patches from. Give --patches-from one of {', '.join(map(str, found))}")
     if not found:
         raise UserError(
-            f"{run}: no patches to transfer (--patches-from): no finished evaluation in it or in *{SUFFIX}. Evaluate that network first: "
+            f"{run}: no patches to transfer (--patches-from): no finished evaluation in it or in *{SUFFIX}*. Evaluate that network first: "
             "python mat/evaluate.py CONFIG --weights FILE"
         )
     return found[0] / PATCHES

@@ -9,7 +9,7 @@ import tensorflow as tf
 from mat.checkpoints import Checkpoints
 from mat.errors import UserError
 from mat.events import Events
-from mat.files import check_writable, held_alone, npz, replace_file
+from mat.files import check_writable, held_alone, is_occupied, npz, replace_file
 from mat.models import save_weights
 from mat.terminal import console
 
@@ -44,7 +44,8 @@ class ResultDirectory:
         resume: whether to continue the run that is in the directory.
 
     Raises:
-        UserError: the directory exists and `resume` is not set, cannot be made, or another process trains into it.
+        UserError: the directory holds something other than logs and `resume` is not set, it cannot be made, or another process trains
+            into it.
     """
 
     def __init__(self, config, *, resume=False):
@@ -56,7 +57,7 @@ class ResultDirectory:
         self._robust = config.robust_evaluation != "none"
         self.resume_config = self.path / CONFIG  # what --resume is to be given
         try:
-            if self.path.exists() and not resume:
+            if not resume and is_occupied(self.path):
                 raise self._exists()
             check_writable(self.path, "Change base_result_dir or unique_name")
             if (self.path / CHECKPOINTS).is_dir():
@@ -96,10 +97,9 @@ class ResultDirectory:
             UserError: another process made the directory, holds it, or trained into it since this object was made.
             OSError: a file cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=self._resume)
-        except FileExistsError:
-            raise self._exists() from None
+        if not self._resume and is_occupied(self.path):
+            raise self._exists()
+        self.path.mkdir(parents=True, exist_ok=True)
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         with self.held():
             if self.checkpoints.paths() != self._seen:

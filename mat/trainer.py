@@ -12,15 +12,14 @@ from mat.config import PatchTrainingConfig
 from mat.config_keys import differences
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset, validation_dataset
-from mat.devices import use_xla
+from mat.devices import configure, memory_limits, use_xla
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
 from mat.models.prepared import compile_with
-from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.plan import print_plan, print_summary
-from mat.report_directory import beside, read_report
+from mat.report_directory import beside
 from mat.results import CONFIG, PATCHES, ResultDirectory
 from mat.seeds import stream_seed
 from mat.signals import StopRequest, noted_signals, raised_signals
@@ -50,8 +49,15 @@ class Trainer:
             earlier = self._earlier_record() if resume else None
         except OSError as error:
             raise self._out_of_reach(error) from None
-        if config.deterministic:
-            tf.config.experimental.enable_op_determinism()
+        configure(precision=config.precision, deterministic=config.deterministic)
+        self._stop = StopRequest()
+        self._saved_at = None  # when this process last wrote a checkpoint
+        with memory_limits(self._less_memory):
+            self._build(earlier)
+
+    def _build(self, earlier):
+        """Make the network, read the data, and take over the state of a run whose record is `earlier`, if there is one."""
+        config = self.config
         self.model = create_model(config)
         if config.initial_weights is not None and earlier is None:
             load_weights(self.model, config.initial_weights)
@@ -79,8 +85,6 @@ class Trainer:
         self.results.checkpoints.n_bytes = 4 * n_numbers
         self.record = RunRecord(config.to_values(), fingerprint((self.train_records, self.validation_records)))
         self.state = tf.train.Checkpoint(step=self.step, record=self.record)
-        self._stop = StopRequest()
-        self._saved_at = None  # when this process last wrote a checkpoint
         if earlier is not None:
             try:
                 self._restore(earlier)
@@ -167,7 +171,8 @@ class Trainer:
             with noted_signals() as self._stop, self.results.opened(self.record.rows):
                 if first_epoch < self.config.n_epochs:
                     print_plan(self)
-                    self._train()
+                    with memory_limits(self._less_memory):
+                        self._train()
                 else:
                     console.print(f"{self.results.path}: this run is finished; nothing is left to train")
                 seconds = time.monotonic() - started
@@ -213,20 +218,18 @@ class Trainer:
             self.results.save_weights(self.model, last_epoch)
         if self.bank is not None and not (self.results.path / PATCHES).exists():
             self.results.save_patches(self.bank, last_epoch)
-        directory = beside(weights, quick=quick)
-        self.report = read_report(directory, git_blob(weights))
-        if self.report is None:
-            with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. {self._continue_with()}"):
-                self._stop_if_asked()  # the signal may have come before this block
-                self.report = evaluate(
-                    config,
-                    self.model,
-                    (self.train_records, self.validation_records),
-                    directory,
-                    weights=weights,
-                    bank=self.results.path / PATCHES if self.bank is not None and "bank" in config.evaluation.starts else None,
-                    resume=True,
-                )
+        with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. {self._continue_with()}"):
+            self._stop_if_asked()  # the signal may have come before this block
+            self.report = evaluate(
+                config,
+                self.model,
+                (self.train_records, self.validation_records),
+                beside(weights, quick=quick),
+                weights=weights,
+                bank=self.results.path / PATCHES if self.bank is not None and "bank" in config.evaluation.starts else None,
+                resume=True,
+                or_next=True,
+            )
         accuracy = self.report["headline"]["robust"]["accuracy"]
         self.results.events.write(last_epoch, {"validation/robust_accuracy" + ("" if quick else "_full"): accuracy})
         if self.record.rows[last_epoch].get("robust_accuracy") != accuracy:
@@ -322,12 +325,25 @@ class Trainer:
 
     def _out_of_reach(self, error):
         """The `UserError` of a file that cannot be read or written, with what is left of the run and how it goes on."""
+        path = error.filename or self.results.path
+        return UserError(f"{path}: cannot be read or written: {error.strerror or error}. {self._what_is_left()}")
+
+    def _less_memory(self):
+        """How to get along with less memory, with what is left of the run."""
+        config = self.config
+        return (
+            f"batch_size: {config.batch_size}, width: {config.width} and n_patches: {config.n_patches} take more than there is. Set a "
+            "smaller one under another unique_name, as a run is resumed with its own config only; or free what other programs took. "
+            f"{self._what_is_left()}"
+        )
+
+    def _what_is_left(self):
+        """The newest checkpoint, and how the run goes on from it."""
         try:
             paths = self.results.checkpoints.paths()
-            left = f"The newest checkpoint is {paths[0]}. {self._continue_with()}" if paths else "No checkpoint was written yet"
         except OSError:
-            left = f"The checkpoints are out of reach too. When they are back: {self._continue_with()}"
-        return UserError(f"{error.filename or self.results.path}: cannot be read or written: {error.strerror or error}. {left}")
+            return f"The checkpoints are out of reach too. When they are back: {self._continue_with()}"
+        return f"The newest checkpoint is {paths[0]}. {self._continue_with()}" if paths else "No checkpoint was written yet"
 
     def _continue_with(self):
         return f"Continue with: {self.results.resume_command}"

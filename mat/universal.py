@@ -38,7 +38,7 @@ class UniversalAttacks(tf.Module):
         self.fit, self.search = compiled(self._fit), compiled(self._search)
         self._predict_batch = compiled(self._predict)
         self._predict_clean_batch = compiled(lambda images: _classes(model(images, training=False)))
-        self._gradients_vanish = compiled(self._gradients_vanish_in_batch)
+        self._gradient_batch = compiled(self._patch_gradients)
 
     def _fit(self, patches, targets, steps, indices, offsets):
         """White-box iterations of R patches; see `fit_universal_patches`.
@@ -109,8 +109,8 @@ class UniversalAttacks(tf.Module):
         """The classes that the network sees without a patch, as `predict`."""
         return _in_batches(self._predict_clean_batch, images_at_once, images)
 
-    def gradients_vanish(self, patch, images, labels, offsets, *, images_at_once):
-        """Whether the gradient of an image's own loss with respect to the patch on it is zero in every pixel: a sign of masked gradients.
+    def patch_gradients(self, patch, images, labels, offsets, *, images_at_once):
+        """How large the gradient of an image's own loss with respect to the patch on it is.
 
         Args:
             patch: float32 [h, w, 3].
@@ -118,20 +118,20 @@ class UniversalAttacks(tf.Module):
             images_at_once: images in one pass.
 
         Returns:
-            bool array [N].
+            float32 array [N], the sum of the absolute gradients of all pixels: 0 where all are, a sign of masked gradients.
         """
         return _in_batches(
-            lambda images, labels, offsets: self._gradients_vanish(patch, images, labels, offsets), images_at_once, images, labels, offsets
+            lambda images, labels, offsets: self._gradient_batch(patch, images, labels, offsets), images_at_once, images, labels, offsets
         )
 
-    def _gradients_vanish_in_batch(self, patch, images, labels, offsets):
-        """bool [B]; each image gets a copy of the patch of its own, so that its gradient is its own."""
+    def _patch_gradients(self, patch, images, labels, offsets):
+        """As `patch_gradients`, of a batch; each image gets a copy of the patch of its own, so that its gradient is its own."""
         copies = tf.broadcast_to(patch[tf.newaxis], [images.shape[0], *patch.shape])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(copies)
             logits = self._patched_logits(images, copies, offsets)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        return tf.reduce_all(tape.gradient(losses, copies) == 0.0, axis=[1, 2, 3])
+        return tf.reduce_sum(tf.abs(tape.gradient(losses, copies)), axis=[1, 2, 3])
 
 
 def fooled_or_not(losses, n_classes):

@@ -114,7 +114,7 @@ def test_misclassified_images_weigh_little_in_untargeted_losses():
     np.testing.assert_allclose(fooled_or_not(losses, 4), [0, 1, np.log(4), np.log(4) + 0.1], rtol=1e-6)
 
 
-def test_predictions_and_vanishing_gradients_are_of_each_image():
+def test_predictions_and_gradients_are_of_each_image():
     def model(images, training):
         """Class 1 where the image is bright; a bright image saturates, so that its gradient vanishes."""
         bright = tf.reduce_mean(images, axis=[1, 2, 3])
@@ -126,6 +126,9 @@ def test_predictions_and_vanishing_gradients_are_of_each_image():
     for images_at_once in (3, 7, 100):
         predictions = attacks.predict(patch, images, offsets, images_at_once=images_at_once)
         np.testing.assert_array_equal(predictions, [0, 0, 0, 0, 1, 1, 1])
-        vanish = attacks.gradients_vanish(patch, images, np.ones(7, int), offsets, images_at_once=images_at_once)
-        np.testing.assert_array_equal(vanish, [False, False, False, False, True, True, True])
+        gradients = attacks.patch_gradients(patch, images, np.ones(7, int), offsets, images_at_once=images_at_once)
+        np.testing.assert_array_equal(gradients == 0, [False, False, False, False, True, True, True])
+        brightness = (images.mean(axis=(1, 2, 3)) * 60 + 0.5 * 4) / 64  # under the patch
+        expected = (1 - 1 / (1 + np.exp(0.5 - brightness))) * 4 / 64  # the patch's share of the mean, times the loss's slope
+        np.testing.assert_allclose(gradients[:4], expected[:4], rtol=1e-5)
         np.testing.assert_array_equal(attacks.predict_clean(images, images_at_once=images_at_once), [0, 0, 0, 0, 1, 1, 1])

@@ -44,7 +44,7 @@ def test_a_quick_evaluation_writes_its_report_beside_the_weights(case, capsys):
         "plain.h5: evaluating into plain_quick_evaluation",
         "forward passes of one image",
         "clean accuracy",
-        "the worst of 2 patches",
+        "under the worst of 9 universal patches (white-box)",
     ):
         assert words in output
     headline = report["headline"]
@@ -121,7 +121,7 @@ def test_another_protocol_is_not_continued(case, capsys):
     assert command(capsys, *FAST)[0] == 0
     status, errors, _ = command(capsys, *FAST, "--resume", "--set", "seed=1")
     assert status == 2
-    assert "the evaluation in it has seed: 0, and --resume was given seed: 1" in errors
+    assert "the evaluation in it has seed: 0, and this one has seed: 1" in errors
     shutil.copytree(case.data_dir, "data", ignore=shutil.ignore_patterns("run*"))
     assert command(capsys, *FAST, "--resume", "--set", "data_dir=data")[0] == 0  # the same data elsewhere
     shutil.copy("data/validation.tfrecord", "data/train.tfrecord")
@@ -129,7 +129,7 @@ def test_another_protocol_is_not_continued(case, capsys):
     assert status == 2
     assert "the evaluation in it has data_sha256" in errors
     status, errors, _ = command(capsys, *FAST, "--resume", "--iterations", "3")
-    assert "evaluation.iterations: 2, and --resume was given evaluation.iterations: 3" in errors
+    assert "evaluation.iterations: 2, and this one has evaluation.iterations: 3" in errors
 
 
 def test_arguments_become_the_protocol(case):

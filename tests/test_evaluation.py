@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat import __version__
 from mat.config import EvaluationConfig
 from mat.data.splits import read_splits
 from mat.errors import StoppedError, UserError
@@ -16,6 +17,7 @@ from mat.evaluation import Evaluation
 from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
 from mat.report_directory import ReportDirectory, find_patches, read_bank, read_patches
+from mat.terminal import WorkProgress
 
 SMALL_PROTOCOL = EvaluationConfig(
     n_fit_images=300,
@@ -181,7 +183,7 @@ def test_report_directory_holds_every_file(whole):
     for words in ("| clean |", "## Can it be trusted?", "## Controls", "### Gradient-free", "iterations", "patch shape", "tensorflow"):
         assert words in text
     patches = read_patches(directory / "universal_patches.npz")
-    assert [name for name, _ in patches] == [row["name"] for row in report["grid"]]
+    assert [name for name, _ in patches] == [row["name"] for row in (*report["grid"], *report["gradient_free"])]
     assert all(patch.shape == (12, 12, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
 
 
@@ -221,6 +223,70 @@ def test_logits_that_overflow_under_a_patch_end_the_evaluation(subject, monkeypa
         evaluation.run()
 
 
+def test_gradients_are_compared_over_positions(subject):
+    """A network that does not look at the right half of an image: no patch that lies there gets a gradient."""
+    config, model, splits, _ = subject
+
+    def left_half(images, training):
+        return model(tf.concat([images[:, :, :16], tf.zeros_like(images[:, :, 16:])], axis=2), training=training)
+
+    def gradients(network):
+        evaluation = Evaluation(dataclasses.replace(config, evaluation=WHITE_BOX_ONLY), network, splits, None)
+        evaluation._progress = WorkProgress(1)
+        return evaluation._position_gradients()
+
+    whole, half = gradients(model), gradients(left_half)
+    assert list(whole) == list(half) == [(row, column) for row in (0, 10, 20) for column in (0, 10, 20)]
+    np.testing.assert_allclose([np.mean(list(values.values())) for values in (whole, half)], 1, rtol=1e-6)
+    assert min(whole.values()) > 0.5
+    assert [half[row, 20] for row in (0, 10, 20)] == [0, 0, 0]
+    assert min(half[row, 0] for row in (0, 10, 20)) > 1
+
+
+def test_examples_are_numbered_as_their_records_are(run, subject, tmp_path):
+    config, model, (train, validation), weights = subject
+    kept = np.delete(np.arange(200), [0, 7, 150])  # as if these records had been bad
+    splits = train, validation.take(kept)
+    protocol = dataclasses.replace(WHITE_BOX_ONLY, n_targets=0, iterations=1)
+    evaluate(dataclasses.replace(config, evaluation=protocol), model, splits, tmp_path / "report", weights=weights)
+    rows = list(csv.DictReader((tmp_path / "report" / "examples.csv").open()))
+    assert [int(row["record"]) for row in rows] == kept.tolist()
+    assert [int(row["label"]) for row in rows] == [record % 10 for record in kept]
+
+
+def test_a_report_of_another_evaluation_does_not_count(run, subject, tmp_path, capsys):
+    protocol = dataclasses.replace(WHITE_BOX_ONLY, n_targets=0, iterations=1, max_images=30)
+    stronger = dataclasses.replace(protocol, iterations=2)
+    weak, _ = run(protocol, tmp_path / "report")
+    capsys.readouterr()
+    again, _ = run(protocol, tmp_path / "report", resume=True, or_next=True)
+    assert again == weak  # with its time, so it was not made again
+    assert "was finished before" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"evaluation.iterations: 1, and this one has evaluation.iterations: 2"):
+        run(stronger, tmp_path / "report", resume=True)
+    strong, _ = run(stronger, tmp_path / "report", resume=True, or_next=True)
+    assert strong["grid"][0]["iterations"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "report_2"]
+    assert run(stronger, tmp_path / "report", resume=True, or_next=True)[0] == strong
+    assert run(protocol, tmp_path / "report", resume=True, or_next=True)[0] == weak
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mat", "0.0.0"), ("tensorflow", "2.17.0"), ("data_sha256", "0" * 64), ("weights_git_blob", "0" * 40), ("bank_git_blob", "0" * 40)],
+)
+def test_reports_count_for_the_same_version_data_weights_and_bank_only(tmp_path, name, value):
+    protocol = {"mat": __version__, "tensorflow": tf.__version__, "data_sha256": "d", "weights_git_blob": "w", "bank_git_blob": None}
+    directory = ReportDirectory(tmp_path / "report", protocol | {name: value})
+    directory.create()
+    directory.write({"report.json": json.dumps({"headline": {}, "subject": protocol | {name: value}}).encode()})
+    assert ReportDirectory(tmp_path / "report", protocol | {name: value}, resume=True).finished()
+    with pytest.raises(UserError, match=f"the evaluation in it has {name}: {value}"):
+        ReportDirectory(tmp_path / "report", protocol, resume=True)
+    other = ReportDirectory(tmp_path / "report", protocol, resume=True, or_next=True)
+    assert (other.path.name, other.finished()) == ("report_2", None)
+
+
 def test_attacks_need_a_start(subject):
     config, model, splits, _ = subject
     protocol = dataclasses.replace(WHITE_BOX_ONLY, starts=("bank",))
@@ -247,7 +313,9 @@ def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, s
         if row["start"] == "bank" and row["target"] is not None:  # one step away from the bank's patch of that target, resized
             patch = dict(read_patches(directory / "universal_patches.npz"))[row["name"]]
             assert np.abs(patch - row["target"] / 10).max() <= 0.0501
-    assert [row["name"] for row in report["transfer"]] == [f"transfer-{row['name']}" for row in whole[0]["grid"]]
+    assert [row["name"] for row in report["transfer"]] == [
+        f"transfer-{row['name']}" for attack in ("grid", "gradient_free") for row in whole[0][attack]
+    ]
     check = next(item for item in report["checklist"] if item["check"].startswith("transferred"))
     assert check["status"] == "warning"  # patches fitted for longer on the same network
     with pytest.raises(UserError, match=r"shape \[12, 12, 3\], and patch_shape: \[8, 8, 3\]"):

@@ -9,11 +9,11 @@ import tensorflow as tf
 from mat.config import EvaluationConfig
 from mat.evaluation import Findings, Outcome
 from mat.grid import plan_grid
-from mat.report import checklist, make_report
+from mat.report import checklist, make_report, report_markdown, robust_words
 from mat.statistics import accuracy_interval, images_needed
 
 
-def findings(correct, *, controls=(), gradient_free=(), transfer=(), iterations=(), patch_sizes=(), vanishing=0.0):
+def findings(correct, *, controls=(), gradient_free=(), transfer=(), iterations=(), patch_sizes=(), vanishing=0.0, positions=None):
     """Findings on 100 images of class 0 of which so many are right under each patch; the curves are (value, number) pairs."""
     restart = plan_grid(EvaluationConfig(), n_classes=2, patch_shape=(4, 4, 3), seed=0, has_bank=False)[0]
 
@@ -35,6 +35,7 @@ def findings(correct, *, controls=(), gradient_free=(), transfer=(), iterations=
         iterations=[outcome(n, n_iterations=value) for value, n in iterations],
         patch_sizes=[outcome(n, patch_shape=(value, value, 3)) for value, n in patch_sizes],
         vanishing={"untargeted": vanishing, "targeted": 0.0},
+        position_gradients={(0, 0): 1.2, (4, 4): 0.8} if positions is None else positions,
         cost=1,
     )
 
@@ -68,10 +69,13 @@ def test_a_sound_evaluation_passes_every_check():
     ("place", "changes", "words"),
     [
         (0, {"vanishing": 0.02}, "2.0% of the images"),
+        (0, {"positions": {(0, 0): 1.75, (4, 4): 0.25}}, "at offset (4, 4), it is 0.25 of the mean over all positions"),
+        (0, {"positions": {}}, "0.0% of the images"),
         (1, {"gradient_free": [50, 30]}, "masked gradients"),
         (2, {"transfer": [29]}, "masked gradients or too weak"),
         (3, {"controls": [90, 30]}, "attacks nothing"),
         (4, {"iterations": [(50, 35), (100, 30), (200, 27)]}, "30.0% after 100 iterations, 27.0% after 200"),
+        (4, {"correct": [32, 40], "iterations": [(100, 30), (200, 29)]}, "30.0% after 100 iterations, 29.0% after 200"),
         (5, {"patch_sizes": [(2, 25), (4, 30)]}, "2x2: 25.0%, 4x4: 30.0%"),
         (6, {"protocol": EvaluationConfig(interval_width=0.05)}, "about 1,296 are needed"),
     ],
@@ -88,6 +92,39 @@ def test_a_network_that_is_always_wrong_is_told_so_without_false_warnings():
     narrow, _ = statuses(EvaluationConfig(interval_width=0.001), correct=[0, 5])
     assert narrow[-1] == "warning"
     assert report["headline"]["robust"]["low"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "attack", "n_correct"),
+    [
+        ({}, "white_box", 30),
+        ({"gradient_free": [50, 20]}, "gradient_free", 20),
+        ({"transfer": [29]}, "transfer", 29),
+        ({"controls": [90, 10]}, "control", 10),
+        ({"gradient_free": [30], "controls": [30]}, "white_box", 30),  # no stronger than the grid's
+        ({"iterations": [(50, 35), (100, 30), (200, 1)], "patch_sizes": [(2, 60), (6, 0)]}, "white_box", 30),  # other efforts, other sizes
+    ],
+)
+def test_the_headline_is_the_worst_of_everything_that_was_tried(changes, attack, n_correct):
+    _, report = statuses(**changes)
+    robust = report["headline"]["robust"]
+    assert (robust["attack"], robust["n_correct"], robust["accuracy"]) == (attack, n_correct, n_correct / 100)
+    tried = [row for name in ("grid", "gradient_free", "transfer", "controls") for row in report[name]]
+    assert robust["accuracy"] == min(row["accuracy"] for row in tried)
+    assert robust["name"] in [row["name"] for row in tried if row["accuracy"] == robust["accuracy"]]
+    assert report["headline"]["n_patches"] == len(tried)
+    assert report["headline"]["every_image_under_its_worst_patch"]["n_correct"] == n_correct  # the same images are hard for all
+    words = f"{n_correct}.0% ({robust['low']:.1%} to {robust['high']:.1%}) under the worst of {len(tried)} universal patches"
+    assert robust_words(report) == f"{words} ({attack.replace('_', '-')})"
+    assert f"({attack.replace('_', '-')})" in report_markdown(report | {"subject": {"protocol": {}}}).decode()
+
+
+def test_every_image_counts_under_its_own_worst_patch():
+    found = findings([60, 70])
+    odd = found.grid[0]._replace(predictions=(np.arange(100) < 20).astype(np.int64))  # other images than the grid's
+    report = make_report(found._replace(controls=[odd]), protocol=EvaluationConfig(), subject={}, class_names=["a", "b"])
+    assert report["headline"]["robust"]["n_correct"] == 60
+    assert report["headline"]["every_image_under_its_worst_patch"]["n_correct"] == 40
 
 
 def test_what_was_not_measured_is_not_called_passed():

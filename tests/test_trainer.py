@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mat.config import EvaluationConfig, PatchTrainingConfig
-from mat.errors import NonFiniteLossError, StoppedError
+from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.models import create_model, load_weights
 from mat.plan import print_plan
 from mat.results import ResultDirectory, patch_grid
@@ -206,8 +206,54 @@ def test_patch_grid_shows_every_patch_in_its_place():
     np.testing.assert_array_equal(centers, [[0, 64, 128], [191, 255, 255]])
 
 
+@pytest.mark.parametrize("found", [[], ["lost+found", ".DS_Store"], ["train.log", "slurm-17.out", "slurm-17.ERR"]])
+def test_a_directory_without_a_run_is_used(tiny_config, found):
+    config = tiny_config(n_epochs=1)
+    config.result_dir.mkdir(parents=True)
+    for name in found:
+        (config.result_dir / name).touch()
+    assert len(Trainer(config).fit()) == 1
+    assert {*found, "config.yaml", "log.csv"} < {path.name for path in config.result_dir.iterdir()}
+    with pytest.raises(UserError, match="exists already"):
+        Trainer(config)
+
+
+@pytest.mark.parametrize("found", ["log.csv", "notes.txt", "tiny_imagenet_weights_000.h5", "logs"])
+def test_a_directory_with_anything_else_is_refused(tiny_config, found):
+    config = tiny_config()
+    config.result_dir.mkdir(parents=True)
+    (config.result_dir / found).touch()
+    with pytest.raises(UserError, match="this result directory exists already"):
+        Trainer(config)
+
+
+@pytest.mark.parametrize(("batch_size", "told"), [(8, False), (10, False), (20, True)])
+def test_the_plan_says_how_many_images_a_batch_size_leaves_out(tiny_config, capsys, batch_size, told):
+    print_plan(Trainer(tiny_config(batch_size=batch_size)))
+    assert (f"WARNING: batch_size: {batch_size} leaves {32 % batch_size} images out of each epoch" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize("fast", [True, False, None])
-def test_the_plan_says_where_bfloat16_does_not_help(tiny_config, monkeypatch, capsys, fast):
-    monkeypatch.setattr("mat.plan.bfloat16_is_fast", lambda: fast)
-    print_plan(Trainer(tiny_config(precision="mixed_bfloat16")))
-    assert ("mixed_bfloat16 will not help" in capsys.readouterr().out) == (fast is False)
+@pytest.mark.parametrize(("precision", "name"), [("mixed_bfloat16", "bfloat16"), ("tensorfloat32", "tensorfloat32")])
+def test_the_plan_says_where_a_precision_does_not_help(tiny_config, monkeypatch, capsys, precision, name, fast):
+    monkeypatch.setattr(f"mat.plan.{name}_is_fast", lambda: fast)
+    print_plan(Trainer(tiny_config(precision=precision)))
+    assert (f"{precision} will not help" in capsys.readouterr().out) == (fast is False)
+
+
+def test_the_plan_says_what_changes_the_precision(tiny_config, monkeypatch, capsys):
+    print_plan(Trainer(tiny_config()))
+    assert "WARNING: the environment" not in capsys.readouterr().out
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    print_plan(Trainer(tiny_config()))
+    assert "WARNING: the environment changes it: NVIDIA_TF32_OVERRIDE=1" in capsys.readouterr().out
+
+
+def test_float32_and_tensorfloat32_are_told_apart(tiny_config):
+    """On the CPU both compute in float32; on GPUs from Ampere on, TensorFlow itself would take TensorFloat-32 for both."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    for precision, expected in (("float32", False), ("tensorfloat32", True), ("mixed_bfloat16", False)):
+        trainer = Trainer(tiny_config(precision=precision, unique_name=precision))
+        assert (enabled(), trainer.record.config["precision"]) == (expected, precision)
+        assert trainer.model.layers[1].dtype_policy.name == ("mixed_bfloat16" if precision == "mixed_bfloat16" else "float32")
+    Trainer(tiny_config())
