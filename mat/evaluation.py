@@ -5,7 +5,6 @@ that is the same for every patch of a size. Shapes: `N` scored images, `R` patch
 a patch, `T` iterations.
 """
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import tensorflow as tf
 from mat.data.tiny_imagenet import validation_dataset
 from mat.devices import use_xla
 from mat.errors import UserError
-from mat.grid import Restart, chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, plan_grid
+from mat.grid import Restart, chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, grid_offsets, plan_grid
 from mat.patch import resize_to_patches
 from mat.seeds import generator
 from mat.terminal import WorkProgress
@@ -137,7 +136,8 @@ class Evaluation:
             curves = curve_restarts(self.protocol, white_box[:CURVE_RESTARTS], self.config.image_size)
             restarts, n_scored = restarts + curves, n_scored + len(curves)
         fitting = sum(self._fitting_cost(restart) for restart in restarts)
-        n_gradients = 2 * min(VANISHING_IMAGES, len(self.labels)) + len(self._corners()) * min(POSITION_IMAGES, len(self.labels))
+        n_positions = len(grid_offsets(self.config.image_size, self.config.patch_shape))
+        n_gradients = 2 * min(VANISHING_IMAGES, len(self.labels)) + n_positions * min(POSITION_IMAGES, len(self.labels))
         return fitting + n_scored * len(self.labels) + FORWARDS_PER_GRADIENT * n_gradients
 
     def _fitting_cost(self, restart):
@@ -330,12 +330,12 @@ class Evaluation:
             dict by (row, column) of the patch; empty if no image has a gradient anywhere.
         """
         chosen, others = self._gradient_images(POSITION_IMAGES)
-        corners = self._corners()
-        gradients = np.array([self._gradients(chosen, others, np.tile(np.int32(corner), (len(chosen), 1))) for corner in corners])
+        offsets = grid_offsets(self.config.image_size, self.config.patch_shape)
+        gradients = np.array([self._gradients(chosen, others, np.tile(np.int32(offset), (len(chosen), 1))) for offset in offsets])
         gradients = gradients[:, gradients.any(axis=0) & np.isfinite(gradients).all(axis=0)].astype(np.float64)  # [positions, images]
         if not gradients.size:
             return {}
-        return dict(zip(corners, np.mean(gradients / gradients.mean(axis=0), axis=1).tolist(), strict=True))
+        return dict(zip(offsets, np.mean(gradients / gradients.mean(axis=0), axis=1).tolist(), strict=True))
 
     def _gradient_images(self, n_images):
         """At most `n_images` scored images drawn at random, and another class than its own for each: two int64 arrays [n]."""
@@ -349,12 +349,6 @@ class Evaluation:
         gradients = self.attacks.patch_gradients(patch, images, labels, offsets, images_at_once=self.at_once)
         self._progress.advance(FORWARDS_PER_GRADIENT * len(chosen), "gradients")
         return gradients
-
-    def _corners(self):
-        """Where a patch lies at the corners, edges and in the middle of an image: distinct (row, column) pairs."""
-        ends = [self.config.image_size - side for side in self.config.patch_shape[:2]]
-        rows, columns = ([0, end // 2, end] for end in ends)
-        return list(dict.fromkeys(itertools.product(rows, columns)))
 
 
 def _n_calls(restart):

@@ -4,6 +4,7 @@ Shapes: `T` iterations, patches `h` x `w`.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -133,6 +134,12 @@ def draw_offsets(rng, shape, image_size, patch_shape):
     """Offsets (row, column) int32 [*shape, 2] from a NumPy generator, uniform over all positions of a patch, both ends included."""
     rows = rng.integers(image_size - patch_shape[0] + 1, size=shape, dtype=np.int32)
     return np.stack([rows, rng.integers(image_size - patch_shape[1] + 1, size=shape, dtype=np.int32)], axis=-1)
+
+
+def grid_offsets(image_size, patch_shape):
+    """Where a patch lies at the corners, the edges and in the middle of an image: a list of distinct (row, column), at most nine."""
+    ends = [image_size - side for side in patch_shape[:2]]
+    return list(dict.fromkeys(itertools.product(*([0, end // 2, end] for end in ends))))
 
 
 def chunks(restarts, size):

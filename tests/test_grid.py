@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mat.config import EvaluationConfig
-from mat.grid import chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, plan_grid
+from mat.grid import chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, grid_offsets, plan_grid
 
 
 def test_grids_are_products_and_names_are_unique():
@@ -56,3 +56,9 @@ def test_draws_stay_in_the_image_and_reach_its_ends():
     assert factors[0] == 1
     assert 0 < factors[-1] < 0.01
     assert np.all(np.diff(factors) < 0)
+
+
+def test_patches_are_compared_at_corners_edges_and_in_the_middle():
+    assert grid_offsets(64, (24, 24, 3)) == [(row, column) for row in (0, 20, 40) for column in (0, 20, 40)]
+    assert grid_offsets(8, (7, 8, 3)) == [(0, 0), (1, 0)]
+    assert grid_offsets(8, (8, 8, 3)) == [(0, 0)]
