@@ -95,7 +95,7 @@ class EvaluationConfig:
         normalize_and_check(self, "evaluation.")
         if "white_box" not in self.attacks:
             raise UserError(
-                f"evaluation.attacks must have white_box, which robust accuracy is made of. Received: {shown(list(self.attacks))}"
+                f"evaluation.attacks must have white_box, which everything else is held against. Received: {shown(list(self.attacks))}"
             )
         if self.images_per_iteration > self.images_at_once:
             raise UserError(

@@ -181,7 +181,7 @@ def _checked(name, written, rule):
 def _unlike(written):
     """In words, what a value is that was meant for text, if YAML takes it for something else."""
     if not isinstance(written, Unquoted) or not written.text:
-        return ""
+        return ""  # no text was meant
     return f", which without quotes is {_UNQUOTED_NAMES.get(type(written.value), 'a date')}"
 
 
@@ -202,8 +202,11 @@ def _hint(name, written, kind):
 
 def _checked_text(name, value, rule):
     """All free strings name files: refuse what no file system takes, and replace what stands for other text."""
+    none = " Write null for none." if rule["optional"] else ""
     if not value.strip():
-        raise UserError(f"{name} must not be empty.{' Write null for none.' if rule['optional'] else ''} Received: {shown(value)}")
+        raise UserError(f"{name} must not be empty.{none} Received: {shown(value)}")
+    if none and value.lower() == "none":
+        raise UserError(f"{name} must be a path.{none} Received: {shown(value)}")
     _check_path_text(name, value)
     if rule["path"]:
         try:

@@ -21,8 +21,9 @@ PRECISION_VARIABLES = (  # of the environment, by which libraries compute float3
 )
 FAST_MATH = re.compile(r"--xla_\w*enable_fast_math(?:=(?!false|0)\S*)?(?!\S)")  # a flag of XLA that is not off
 # What libraries say of it; status 1 is oneDNN's.
-OUT_OF_MEMORY = re.compile(r"out of memory|OOM|(?:failed|unable) to allocate|ALLOC_FAILED|exception:Status: 1,", re.IGNORECASE)
-FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded")  # TensorFlow's file system calls these exhausted resources too
+OUT_OF_MEMORY = re.compile(r"(?i:out of memory|(?:failed|unable) to allocate)|\bOOM\b|ALLOC_FAILED|exception:Status: 1,")
+# TensorFlow's file system calls these exhausted resources too.
+OTHER_RESOURCES = re.compile(r"No space left on device|Disk quota exceeded|Too many (open files|links)")
 NODE_NAME = re.compile(r"\{\{.*?\}\} *")
 
 
@@ -74,13 +75,18 @@ def _gpus_have_tensor_types():
     return None if None in capabilities else min(capabilities) >= TENSOR_CAPABILITY
 
 
-def precision_overrides():
-    """The variables of the environment that change what float32 or TensorFloat-32 computes, whatever the config says.
+def precision_overrides(precision):
+    """The variables of the environment that change what a precision computes, whatever the config says.
+
+    Args:
+        precision: the config's.
 
     Returns:
         Text such as `ONEDNN_DEFAULT_FPMATH_MODE=BF16`, several with commas between them; empty if there are none.
     """
-    found = [f"{name}={os.environ[name]}" for name in PRECISION_VARIABLES if os.environ.get(name, "").lower() not in ("", "strict")]
+    harmless = ["", "strict", *(["NVIDIA_TF32_OVERRIDE=0"] if precision != "tensorfloat32" else [])]
+    variables = {name: os.environ.get(name, "") for name in PRECISION_VARIABLES}
+    found = [f"{name}={value}" for name, value in variables.items() if value.lower() not in harmless and f"{name}={value}" not in harmless]
     flags = [f"XLA_FLAGS={flag}" for flag in FAST_MATH.findall(os.environ.get("XLA_FLAGS", ""))]
     return printable(", ".join(found + flags))
 
@@ -99,7 +105,7 @@ def memory_limits(advice):
         yield
     except (tf.errors.OpError, MemoryError) as error:
         text = NODE_NAME.sub("", str(error))
-        exhausted = isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)) and not FULL_DISK.search(text)
+        exhausted = isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)) and not OTHER_RESOURCES.search(text)
         said = [line for line in text.splitlines() if OUT_OF_MEMORY.search(line)]
         if not exhausted and not said:
             raise

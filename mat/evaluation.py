@@ -319,7 +319,8 @@ class Evaluation:
         chosen, others = self._gradient_images(VANISHING_IMAGES)
         offsets = self._offsets(self.config.patch_shape)[chosen]
         classes = {"untargeted": self.labels[chosen], "targeted": others}
-        return {kind: float(np.mean(self._gradients(chosen, labels, offsets) == 0)) for kind, labels in classes.items()}
+        gradients = {kind: self._gradients(chosen, labels, offsets) for kind, labels in classes.items()}
+        return {kind: float(np.mean((values == 0) | ~np.isfinite(values))) for kind, values in gradients.items()}
 
     def _position_gradients(self):
         """The gradient that a grey patch gets at each corner, edge and in the middle of the images, in units of the mean over all.

@@ -16,7 +16,7 @@ from mat.files import npz
 from mat.models.resnet import forward_flops
 from mat.models.weights import git_blob
 from mat.pictures import report_pictures
-from mat.report import NOT_CHECKED, WARNING, examples_csv, make_report, report_json, report_markdown, robust_words
+from mat.report import NOT_CHECKED, WARNING, checklist, examples_csv, make_report, report_json, report_markdown, robust_words
 from mat.report_directory import PATCHES, REPORT, ReportDirectory, find_patches, read_bank, read_patches, read_report
 from mat.terminal import console, duration, interval_text, print_facts
 
@@ -55,13 +55,14 @@ def evaluate(config, model, splits, directory, *, weights, bank=None, patches_fr
     if foreign and (read_report(foreign.parent) or {"subject": {}})["subject"].get("weights_git_blob") == blobs["weights_git_blob"]:
         raise UserError(f"{foreign}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
     settings = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | blobs
-    settings |= {"data_sha256": fingerprint(splits), "precision_overrides": precision_overrides()}
+    settings |= {"data_sha256": fingerprint(splits), "precision_overrides": precision_overrides(config.precision)}
     settings |= {"mat": __version__, "tensorflow": tf.__version__}
     protocol = plain_values(dataclasses.asdict(config.evaluation))
     fixed_keys = [f.name for f in dataclasses.fields(config.evaluation) if not f.metadata["free"]]
     fixed = settings | {f"evaluation.{key}": protocol[key] for key in fixed_keys}
     results = ReportDirectory(directory, fixed, resume=resume, or_next=or_next)
     if report := results.finished():
+        report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
         _print_summary(report, results.path, title="This evaluation was finished before")
         return report
     with memory_limits(lambda: _less_memory(config)):

@@ -12,8 +12,8 @@ import socket
 from mat.errors import UserError
 from mat.text import printable
 
-FOUND_IN_EMPTY = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into directories
-LOGS = (".log", ".out", ".err")
+FOUND_IN_EMPTY = ("lost+found", "Thumbs.db", "desktop.ini")  # what systems put into directories, beside hidden files
+LOGS = (".log", ".out", ".err", ".txt")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
 
 
@@ -126,7 +126,8 @@ def is_occupied(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         return path.exists()
-    return any(entry.name not in FOUND_IN_EMPTY and entry.suffix.lower() not in LOGS for entry in path.iterdir())
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in FOUND_IN_EMPTY]
+    return any(entry.suffix.lower() not in LOGS or entry.is_dir() for entry in entries)
 
 
 def check_writable(path, remedy):

@@ -1,5 +1,6 @@
 """What a run says of itself before and after training."""
 
+import shlex
 import shutil
 
 import tensorflow as tf
@@ -54,7 +55,7 @@ def _precision_doubts(precision):
     told = []
     if precision in slow and slow[precision][1]() is False:
         told.append(f"{precision} will not help: this device does not compute in {slow[precision][0]} by itself; float32 is as fast")
-    if overrides := precision_overrides():
+    if overrides := precision_overrides(precision):
         told.append(f"WARNING: the environment changes it: {overrides}")
     return "; ".join(told)
 
@@ -90,6 +91,6 @@ def print_summary(trainer, accuracies, seconds):
         "robust validation accuracy": robust,
         "time": duration(seconds),
         "results": f"{trainer.results.path}: {', '.join(files)}",
-        "curves": f"tensorboard --logdir {trainer.results.path}",
+        "curves": f"tensorboard --logdir {shlex.quote(str(trainer.results.path))}",
     }
     print_facts("Done", summary)

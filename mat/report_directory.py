@@ -64,16 +64,16 @@ class ReportDirectory:
                 return
             except OSError as error:
                 raise UserError(f"{self.path}: cannot be used: {error.strerror}. Choose another --output") from None
-            except UserError as refused:
+            except UserError:
                 if not or_next or not self.path.is_dir():
                     raise
-                console.print(str(refused).partition(". ")[0])
+                console.print(f"{self.path}: holds another evaluation, or something else; that does not count")
 
     def _check(self, *, resume):
         """Refuse a directory that cannot be used."""
         begun = is_occupied(self.path)
         if begun and not resume:
-            raise UserError(f"{self.path}: exists already. Choose another --output, remove it, or continue what is in it with --resume")
+            raise UserError(f"{self.path}: exists already. Choose another --output, or continue the evaluation in it with --resume")
         check_writable(self.path, "Choose another --output")
         if begun:
             self._check_same()
@@ -89,7 +89,7 @@ class ReportDirectory:
             key = different[0]
             raise UserError(
                 f"{self.path}: the evaluation in it has {key}: {saved.get(key)}, and this one has {key}: {self._protocol.get(key)}. "
-                "Give what it was begun with, remove that directory, or choose another --output"
+                "Give what it was begun with, or choose another --output"
             )
 
     def finished(self):

@@ -69,10 +69,10 @@ class ResultDirectory:
             raise UserError(f"{place}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
 
     def _exists(self):
+        resumable = f", or continue its run with: {self.resume_command}" if (self.path / CONFIG).exists() else ""
         return UserError(
             f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
-            "{date} or {id} into it, remove the directory, or continue its run with: "
-            f"{self.resume_command}"
+            f"{{date}} or {{id}} into it, remove the directory{resumable}"
         )
 
     @property

@@ -11,7 +11,7 @@ from mat.terminal import console, quiet_stderr
 from mat.text import printable
 
 # One of them is there where an NVIDIA driver is, the last under WSL.
-DRIVER_PATHS = tuple(map(pathlib.Path, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")))
+DRIVER_PATHS = tuple(map(pathlib.Path, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")))
 NO_GPUS = {  # values by which users and schedulers keep GPUs from a process
     "CUDA_VISIBLE_DEVICES": ("", "-1", "NoDevFiles"),
     "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),

@@ -16,10 +16,13 @@ def decode_text(content):
     """The text of a file's bytes: UTF-8, or UTF-16 with a byte-order mark, as Windows programs save it; the mark is no part of the text.
 
     Raises:
-        UnicodeDecodeError: it is neither.
+        UnicodeDecodeError: it is neither, such as UTF-16 without the mark.
     """
-    utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if utf_16 else "utf-8-sig")
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    text = content.decode(encoding)
+    if (position := text.find("\0")) >= 0:
+        raise UnicodeDecodeError(encoding, content, position, position + 1, "a zero, as of UTF-16 without a byte-order mark,")
+    return text
 
 
 def shown(value):

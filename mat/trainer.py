@@ -12,10 +12,11 @@ from mat.config import PatchTrainingConfig
 from mat.config_keys import differences
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset, validation_dataset
-from mat.devices import configure, memory_limits, use_xla
+from mat.devices import configure, memory_limits, tensorfloat32_is_fast, use_xla
 from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
+from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.models.prepared import compile_with
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.plan import print_plan, print_summary
@@ -136,6 +137,7 @@ class Trainer:
                 "train under another unique_name"
             )
         self.results.checkpoints.restore(self.state)
+        self._check_version(earlier["versions"]["mat"])
         if earlier["versions"]["tensorflow"] != tf.__version__:
             console.print(
                 f"The checkpoint was written with TensorFlow {earlier['versions']['tensorflow']}, this is {tf.__version__}: results may "
@@ -143,6 +145,24 @@ class Trainer:
             )
         if self.epoch < self.config.n_epochs:
             console.print(f"{self.results.path}: resuming after {self._position()}")
+
+    def _check_version(self, version):
+        """Refuse a run of a version whose network computed something else: 0.1 cropped what it pooled to multiples of 8.
+
+        Its float32 may also have been TensorFloat-32, on GPUs from Ampere on.
+        """
+        if not version.startswith("0.1."):
+            return
+        feature_map = last_feature_map(self.config.image_size, self.config.n_stacks)
+        if feature_map % SMALLEST_POOL:
+            raise UserError(
+                f"{self.results.path}: its run is of version {version}, which left out a part of images of image_size: "
+                f"{self.config.image_size} with n_stacks: {self.config.n_stacks}. Train anew under another unique_name"
+            )
+        if self.config.precision == "float32" and tensorfloat32_is_fast() is not False:
+            console.print(
+                f"The run was begun by version {version}, whose float32 was TensorFloat-32 on this device; from here on it is float32"
+            )
 
     def _position(self):
         """How far the run is, in words."""
@@ -232,7 +252,10 @@ class Trainer:
             )
         accuracy = self.report["headline"]["robust"]["accuracy"]
         self.results.events.write(last_epoch, {"validation/robust_accuracy" + ("" if quick else "_full"): accuracy})
-        if self.record.rows[last_epoch].get("robust_accuracy") != accuracy:
+        logged = self.record.rows[last_epoch].get("robust_accuracy", 1.0)
+        if logged < accuracy:
+            console.print(f"The log keeps the robust accuracy of {logged:.1%} that an earlier evaluation found")
+        elif logged != accuracy or "robust_accuracy" not in self.record.rows[last_epoch]:
             self.record.rows[last_epoch]["robust_accuracy"] = accuracy
             self.results.write_log(self.record.rows)
             self._save()

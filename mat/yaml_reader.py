@@ -14,6 +14,7 @@ MAX_NUMBER = 100  # characters of a number; Python's own conversions take quadra
 
 ORIGINAL_TAGS = ("config.PatchTrainingConfig", "config.OptimizerConfig")
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+SECTION = re.compile(r"\{(.*:\s.*)?\}", re.DOTALL)  # in braces; `{date}` is a placeholder
 UNQUOTED_TAGS = (*NUMBER_TAGS, "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null", "tag:yaml.org,2002:timestamp")
 
 
@@ -126,6 +127,8 @@ def read_mapping(path):
         raise UserError(f"{path}: no such config file. Give the path of a YAML file, such as configs/mat.yaml") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Give the path of a YAML file, such as configs/mat.yaml") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a config: {error.reason} at byte {error.start}. Save it as UTF-8") from None
     except ValueError as error:
         raise UserError(f"{path}: not a valid config: {_one_line(error)}") from None
     if not isinstance(values, dict):
@@ -136,12 +139,12 @@ def read_mapping(path):
 def _load(text, *, override=False):
     """The value that YAML text holds; a ValueError in words if it is not that of plain values.
 
-    An `override` that does not begin as a list, a section or text in quotes is one scalar, whatever characters it has: it was quoted for
-    the shell already.
+    An `override` that is no list, section or text in quotes is one scalar, whatever characters it has: it was quoted for the shell
+    already.
     """
     try:
         loader = _ConfigLoader(text)
-        if not override or text.startswith(("[", "{", "'", '"')):
+        if not override or text.startswith(("[", "'", '"')) or SECTION.fullmatch(text):
             return loader.get_single_data()
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))
         return loader.construct_document(yaml.ScalarNode(tag, text)) if text and tag in UNQUOTED_TAGS else text
@@ -164,7 +167,8 @@ def apply_override(values, override):
 
     Args:
         values: the mapping, changed in place.
-        override: the value is text, a number, true or false or null as it stands, but YAML if it begins with a bracket or a quote.
+        override: the value is text, a number, true or false or null as it stands, but YAML if it begins with a square bracket or a quote,
+            or has a `key: value` in braces.
 
     Raises:
         UserError: the override has no key, its value is not valid YAML, or its section is none.

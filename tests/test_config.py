@@ -106,7 +106,7 @@ def test_unique_name_is_a_format_string(read):
         ("", "a mapping of keys"),
         ("- 1\n- 2\n", "a mapping of keys"),
         ("seed: [1\n", "line 2"),
-        (b"seed: \xff\xfe\n", "not a valid config"),
+        (b"seed: \xff\xfe\n", "not a config: invalid start byte at byte 6. Save it as UTF-8"),
         ("seed: 1\nseed: 2\n", "'seed' is given twice"),
         ("seed: !!python/object/apply:os.system ['true']\n", "!!python/object/apply:os.system"),
         ("!!python/object:os.Path\nseed: 1\n", "!!python/object:os.Path"),
@@ -292,6 +292,8 @@ def test_values_that_are_clear_are_accepted(tmp_path, read, line, value):
         ("deterministic=no", False),
         ("patch_shape=[8, 8, 3]", (8, 8, 3)),
         ("optimizer={n_iterations: 3}", OptimizerConfig(n_iterations=3)),
+        ("unique_name={seed}", "0"),
+        ("unique_name={seed:03d}_{optimizer[n_iterations]}", "000_5"),
     ],
 )
 def test_overrides_are_what_the_command_line_says(read, override, value):

@@ -72,7 +72,8 @@ def test_precision_and_determinism_are_set(monkeypatch):
     ("environment", "text"),
     [
         ({}, ""),
-        ({"NVIDIA_TF32_OVERRIDE": "0"}, "NVIDIA_TF32_OVERRIDE=0"),
+        ({"NVIDIA_TF32_OVERRIDE": "0"}, ""),  # float32 stays float32
+        ({"NVIDIA_TF32_OVERRIDE": "1"}, "NVIDIA_TF32_OVERRIDE=1"),
         ({"ONEDNN_DEFAULT_FPMATH_MODE": "bf16"}, "ONEDNN_DEFAULT_FPMATH_MODE=bf16"),
         ({"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "DNNL_DEFAULT_FPMATH_MODE": ""}, ""),
         ({"TF_SET_ONEDNN_FPMATH_MODE": "BF16", "XLA_FLAGS": "--xla_dump_to=x"}, "TF_SET_ONEDNN_FPMATH_MODE=BF16"),
@@ -86,7 +87,9 @@ def test_the_environment_that_changes_precision_is_told(monkeypatch, environment
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert devices.precision_overrides() == text
+    assert devices.precision_overrides("float32") == text
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert "NVIDIA_TF32_OVERRIDE=0" in devices.precision_overrides("tensorfloat32")
 
 
 EXHAUSTED = tf.errors.ResourceExhaustedError(
@@ -109,6 +112,9 @@ EXHAUSTED = tf.errors.ResourceExhaustedError(
         (MemoryError(), "out of memory (Python can take no more). batch_size: 8"),
         (tf.errors.ResourceExhaustedError(None, None, "/x/ckpt-1; No space left on device"), None),
         (tf.errors.ResourceExhaustedError(None, None, "/x/ckpt-1; Disk quota exceeded"), None),
+        (tf.errors.ResourceExhaustedError(None, None, "/x/train.tfrecord; Too many open files"), None),
+        (tf.errors.NotFoundError(None, None, "/data/classroom/train.tfrecord; No such file or directory"), None),
+        (tf.errors.DataLossError(None, None, "/data/MUSHROOMS/train.tfrecord; corrupt"), None),
         (tf.errors.InvalidArgumentError(None, None, "shapes differ"), None),
         (OSError("out of memory"), None),
     ],

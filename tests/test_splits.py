@@ -53,12 +53,13 @@ def test_a_list_of_classes_that_cannot_be_read_is_named(tiny_data):
     [
         ((64, 64), 64, "of 64x64, 2 classes", None),
         ((64, 48), 64, "of 64x48, resized to 64x64, 2 classes", None),
-        ((500, 120), 32, "of 500x120, resized to 32x32, 2 classes", "100% of the images are squeezed from shapes beyond 1.5:1"),
+        ((500, 120), 32, "of 500x120, resized to 32x32, 2 classes", "100% of the training images are squeezed from shapes beyond 1.5:1"),
         ((20, 100), 32, "of 20x100, resized to 32x32, 2 classes", "squeezed from shapes beyond 1.5:1 into squares"),
-        ((32, 32), 64, "of 32x32, resized to 64x64, 2 classes", "100% of the images are enlarged 2 times or more"),
+        ((32, 32), 64, "of 32x32, resized to 64x64, 2 classes", "100% of the training images are enlarged 2 times or more"),
         ((300, 300), 64, "of 300x300, resized to 64x64, 2 classes", "shrunk more than 4 times, which leaves most of their pixels out"),
-        ([(64, 64)] * 9 + [(64, 200)], 64, "of 64x64 to 64x200, resized to 64x64", "10% of the images are squeezed"),
-        ([(64, 64)] * 49 + [(64, 200)], 64, "of 64x64 to 64x200, resized to 64x64", None),  # few
+        ([(64, 64)] * 9 + [(64, 200)], 64, "of 64x64..200, resized to 64x64", "10% of the training images are squeezed"),
+        ([(64, 64)] * 49 + [(64, 200)], 64, "of 64x64..200, resized to 64x64", None),  # few
+        ([(64, 32), (32, 64)], 64, "of 32..64x32..64, resized to 64x64, 2 classes", "squeezed"),
     ],
 )
 def test_the_real_sizes_of_the_images_are_told(tmp_path, size, image_size, data, warning):
@@ -70,6 +71,12 @@ def test_the_real_sizes_of_the_images_are_told(tmp_path, size, image_size, data,
     if warning:
         assert lines["data sizes"].startswith("WARNING: ")
         assert warning in lines["data sizes"]
+
+
+def test_a_split_that_is_distorted_is_told_however_small_it_is(tmp_path):
+    splits = records(np.zeros(1000, int), (64, 64)), records(np.zeros(4, int), (500, 120))
+    lines = describe(splits, tmp_path, image_size=64, n_classes=1)
+    assert lines["data sizes"] == "WARNING: 100% of the validation images are squeezed from shapes beyond 1.5:1 into squares"
 
 
 def test_classes_without_images_are_told(tmp_path):

@@ -140,6 +140,19 @@ def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monke
     assert "Evaluated" not in capsys.readouterr().out
 
 
+def test_a_weaker_evaluation_does_not_raise_the_logged_robust_accuracy(tiny_config, monkeypatch, capsys):
+    config = tiny_config(n_epochs=1, robust_evaluation="quick", evaluation=QUICK)
+    Trainer(config).fit()
+    path = config.result_dir / "log.csv"
+    for accuracy, logged in ((0.05, "0.050"), (0.5, "0.050"), (0.01, "0.010")):
+        report = {"headline": {"robust": {"accuracy": accuracy}}}
+        monkeypatch.setattr("mat.trainer.evaluate", lambda *_, report=report, **__: report)
+        capsys.readouterr()
+        Trainer(config, resume=True).fit()
+        assert path.read_text().splitlines()[-1].endswith(f";{logged}")
+        assert ("The log keeps the robust accuracy of 5.0%" in capsys.readouterr().out) == (accuracy == 0.5)
+
+
 @pytest.mark.parametrize(
     ("robust_evaluation", "measured", "header", "row"),
     [
@@ -206,7 +219,7 @@ def test_patch_grid_shows_every_patch_in_its_place():
     np.testing.assert_array_equal(centers, [[0, 64, 128], [191, 255, 255]])
 
 
-@pytest.mark.parametrize("found", [[], ["lost+found", ".DS_Store"], ["train.log", "slurm-17.out", "slurm-17.ERR"]])
+@pytest.mark.parametrize("found", [[], ["lost+found", ".DS_Store"], ["train.log", "slurm-17.out", "slurm-17.ERR", "log.txt", ".gitkeep"]])
 def test_a_directory_without_a_run_is_used(tiny_config, found):
     config = tiny_config(n_epochs=1)
     config.result_dir.mkdir(parents=True)
@@ -218,7 +231,7 @@ def test_a_directory_without_a_run_is_used(tiny_config, found):
         Trainer(config)
 
 
-@pytest.mark.parametrize("found", ["log.csv", "notes.txt", "tiny_imagenet_weights_000.h5", "logs"])
+@pytest.mark.parametrize("found", ["log.csv", "notes.md", "tiny_imagenet_weights_000.h5", "logs"])
 def test_a_directory_with_anything_else_is_refused(tiny_config, found):
     config = tiny_config()
     config.result_dir.mkdir(parents=True)

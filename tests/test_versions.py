@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mat.config import PatchTrainingConfig
+from mat.errors import UserError
 from mat.models import create_model, load_weights
 from mat.report_directory import read_bank
 from mat.trainer import Trainer
@@ -45,3 +46,18 @@ def test_checkpoints_of_earlier_versions_are_resumed(earlier):
     lines = (config.result_dir / "log.csv").read_text().splitlines()
     assert lines[:-1] == log.splitlines()
     assert lines[-1].startswith("1.000;")
+
+
+def test_runs_whose_network_computes_something_else_now_are_refused(tiny_config, monkeypatch, capsys):
+    """Version 0.1 cropped last feature maps of 9 to 15, whose weights have the shapes of today's."""
+    monkeypatch.setattr("mat.checkpoints.__version__", "0.1.0")
+    cropped = tiny_config(n_epochs=1, image_size=18, unique_name="cropped")
+    whole = tiny_config(n_epochs=1, unique_name="whole")
+    for config in (cropped, whole):
+        Trainer(config).fit()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"cropped: its run is of version 0.1.0, which left out a part of images of image_size: 18"):
+        Trainer(cropped, resume=True)
+    monkeypatch.setattr("mat.trainer.tensorfloat32_is_fast", lambda: True)
+    Trainer(whole, resume=True)
+    assert "version 0.1.0, whose float32 was TensorFloat-32" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import re
 import sys
 
 from mat.commands import run_command
-from mat.data.sources import MAX_FILE, MAX_TEXT, PASSED_OVER, Names, open_source, plain_name
+from mat.data.sources import MAX_FILE, MAX_TEXT, PASSED_OVER, Names, by_number, open_source, plain_name
 from mat.download import download
 from mat.errors import UserError
 from mat.file_kinds import JPEG, PNG, kind_of_file
@@ -26,6 +26,7 @@ ARCHIVE = "tiny-imagenet-200.zip"
 ARCHIVE_BYTES = 248_100_043
 ARCHIVE_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
 
+IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
 MAX_DIGITS = 9  # of a pixel's coordinate, which is stored in 64 bits
 CHECKED_IMAGES = 1024  # at once, while as many are being read
 CHECKED_BYTES = 1 << 26
@@ -67,6 +68,7 @@ def convert(source, destination, *, seed=0):
             "validation": _validation_images(files, labels),
             "test": [(name, None, None, None) for name in files.names(files.folder("test/images"))],
         }
+        _refuse_stray_images(files, {name for images in splits.values() for name, *_ in images})
         try:
             with staged(destination) as stage, _ImageCheck() as check:
                 for split, images in splits.items():
@@ -79,6 +81,16 @@ def convert(source, destination, *, seed=0):
                 f"{error.filename or destination}: cannot be written: {error.strerror or error}. Choose another destination"
             ) from None
     return {split: len(images) for split, images in splits.items()}
+
+
+def _refuse_stray_images(files, used):
+    """Refuse images that lie where none are read, such as beside `images`: no split is to lack some without a word."""
+    names = [name for split in ("train", "val", "test") for name in files.names(files.folder(split))]
+    if stray := [name for name in names if name.lower().endswith(IMAGE_ENDINGS) and name not in used]:
+        raise UserError(
+            f"{files.path}: {printable(stray[0])}{_others(stray)} lies where no images are read. Move it into train/CLASS/images, "
+            "val/images or test/images, or remove it"
+        )
 
 
 def _examples(files, images, split, check):
@@ -125,7 +137,9 @@ class _ImageCheck:
         self._start()
         self._faults += self._running.result()
         if self._faults:
-            lines = "".join(f"\n  {printable(name)}: {fault}" for name, fault in self._faults)
+            lines = "".join(
+                f"\n  {printable(name)}: {fault}" for name, fault in sorted(self._faults, key=lambda fault: by_number(fault[0]))
+            )
             raise UserError(
                 f"{path}: {len(self._faults):,} of {self._n_images:,} images cannot be read. Replace each of them by a JPEG or PNG, or "
                 f"remove it and its line in the list:{lines}"
@@ -158,7 +172,7 @@ def _train_images(files, labels, seed):
     for wnid, label in labels.items():
         boxes = f"train/{wnid}/{wnid}_boxes.txt"
         folder = files.folder(f"train/{wnid}/images")
-        listed = {image: (wnid, label, box) for (image,), box in _annotations(files, boxes, ["image"])}
+        listed = {image: (wnid, label, box) for (image,), box in _listed(files, boxes, ["image"])}
         paired = _paired(files, folder, boxes, listed)
         if not paired:
             raise UserError(f"{files.path}: {printable(folder)} has no images, and wnids.txt lists the class")
@@ -179,16 +193,16 @@ def _train_images(files, labels, seed):
 def _validation_images(files, labels):
     """(name, wnid, label, box) of all validation images, in the order of val_annotations.txt."""
     listed, wnids = {}, Names(labels)
-    for (image, name), box in _annotations(files, "val/val_annotations.txt", ["image", "wnid"]):
+    for (image, name), box in _listed(files, "val/val_annotations.txt", ["image", "wnid"]):
         wnid = wnids.find(name)
         if wnid is None:
             raise UserError(
                 f"{files.path}: val/val_annotations.txt gives {printable(image)} the class {printable(name)}, which is not in wnids.txt. "
                 "Correct one of them; names with spaces need tabs between them"
             )
-        if image in listed:
-            raise UserError(f"{files.path}: val/val_annotations.txt lists {printable(image)} twice")
         listed[image] = (wnid, labels[wnid], box)
+    if not listed:
+        raise UserError(f"{files.path}: val/val_annotations.txt lists no images, and a run validates on them. Give the whole data set")
     return [(name, *rest) for name, rest in _paired(files, files.folder("val/images"), "val/val_annotations.txt", listed).items()]
 
 
@@ -233,6 +247,16 @@ def _paired(files, folder, list_name, listed):
 def _others(names):
     """How many names there are beside the first one, in words."""
     return f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
+
+
+def _listed(files, name, columns):
+    """What `_annotations` gives of a list that names each image once."""
+    seen = set()
+    for names, box in _annotations(files, name, columns):
+        if names[0] in seen:
+            raise UserError(f"{files.path}: {printable(name)} lists {printable(names[0])} twice. Remove one of the lines")
+        seen.add(names[0])
+        yield names, box
 
 
 def _annotations(files, name, columns):

@@ -125,7 +125,7 @@ class Source:
     def names(self, folder):
         """The names of all files below a folder, in the order of their numbers."""
         first, end = (bisect.bisect_left(self._sorted, folder + mark) for mark in "/0")  # the character behind `/` is `0`
-        return sorted(self._sorted[first:end], key=_by_number)
+        return sorted(self._sorted[first:end], key=by_number)
 
     def read(self, name, max_bytes):
         """The bytes of a file."""
@@ -152,7 +152,7 @@ class Source:
             raise UserError(f"{self.path}: {printable(name)} is not UTF-8 or UTF-16 text ({reason}). Save it as UTF-8") from None
 
 
-def _by_number(name):
+def by_number(name):
     """Sorts `test_10.JPEG` behind `test_9.JPEG`."""
     parts = re.split(r"(\d+)", name)
     parts[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]

@@ -100,28 +100,33 @@ def describe(splits, data_dir, *, image_size, n_classes):
     Returns:
         dict of lines by name: `data`, and where there is something to doubt `data sizes` and `data classes`.
     """
-    counts = " and ".join(f"{len(records.labels):,} {kind}" for records, kind in zip(splits, ("training", "validation"), strict=True))
+    kinds = dict(zip(("training", "validation"), splits, strict=True))
+    counts = " and ".join(f"{len(records.labels):,} {kind}" for kind, records in kinds.items())
     sizes = np.concatenate([records.sizes for records in splits])
-    smallest, largest = (sizes[pick(sizes.prod(axis=1))] for pick in (np.argmin, np.argmax))
-    real = " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (smallest, largest)))
+    real = "x".join(str(low) if low == high else f"{low}..{high}" for low, high in zip(sizes.min(axis=0), sizes.max(axis=0), strict=True))
     resized = f", resized to {image_size}x{image_size}" if np.any(sizes != image_size) else ""
     lines = {"data": f"{data_dir}: {counts} images of {real}{resized}, {n_classes} classes"}
-    squeezed = sizes.max(axis=1) > LARGEST_ASPECT_RATIO * sizes.min(axis=1)
-    enlarged = image_size >= LARGEST_SCALE * sizes.min(axis=1)
-    thinned = sizes.min(axis=1) > LARGEST_SHRINKAGE * image_size
-    doubts = {
-        f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": squeezed,
-        f"enlarged {LARGEST_SCALE} times or more": enlarged,
-        f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": thinned,
-    }
-    told = [f"{np.mean(images):.0%} of the images are {what}" for what, images in doubts.items() if np.mean(images) > FEW]
+    told = [f"{share:.0%} of the {kind} images are {what}" for kind in kinds for what, share in _distorted(kinds[kind].sizes, image_size)]
     if told:
         lines["data sizes"] = f"WARNING: {'; '.join(told)}"
     names, absent = class_names(data_dir, n_classes), []
-    for records, kind in zip(splits, ("training", "validation"), strict=True):
+    for kind, records in kinds.items():
         if missing := np.setdiff1d(np.arange(n_classes), records.labels).tolist():
             shown = ", ".join(names[label] for label in missing[:CLASSES_SHOWN]) + ", ..." * (len(missing) > CLASSES_SHOWN)
             absent.append(f"{len(missing)} of {n_classes} classes have no {kind} image ({printable(shown)})")
     if absent:
         lines["data classes"] = f"WARNING: {'; '.join(absent)}"
     return lines
+
+
+def _distorted(sizes, image_size):
+    """(what, share) of the distortions that more than a few images of `sizes` [N, 2] suffer when they are resized."""
+    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
+    shares = {
+        f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": np.mean(longer > LARGEST_ASPECT_RATIO * shorter),
+        f"enlarged {LARGEST_SCALE} times or more": np.mean(image_size >= LARGEST_SCALE * shorter),
+        f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": np.mean(
+            shorter > LARGEST_SHRINKAGE * image_size
+        ),
+    }
+    return [(what, share) for what, share in shares.items() if share > FEW]
