@@ -141,7 +141,7 @@ def test_whole_models_and_checkpoints_are_told_what_they_are(tmp_path):
     model = create_model(PatchTrainingConfig(**SMALL))
     for name in ("model.keras", "model.h5"):
         model.save(tmp_path / name)
-    model.export(tmp_path / "saved", verbose=False)
+    model.export(str(tmp_path / "saved"))
     tf.train.Checkpoint(model=model).save(str(tmp_path / "ckpt"))
     (tmp_path / "directory").mkdir()
     for name, words in {
