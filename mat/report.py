@@ -210,9 +210,16 @@ def _converged(points, robust):
     if len(points) < 2:
         return {"check": check, "status": NOT_CHECKED, "message": "no curve was measured"}
     before, after = points[-2:]
-    change = max(before["accuracy"], robust["accuracy"]) - after["accuracy"]
-    message = f"{before['accuracy']:.1%} after {before['iterations']} iterations, {after['accuracy']:.1%} after {after['iterations']}"
-    return _check(check, change <= LARGEST_CHANGE, f"{message} (up to {LARGEST_CHANGE:.0%} less pass)")
+    reference, words = before["accuracy"], f"after {before['iterations']} iterations"
+    if robust["accuracy"] > reference:
+        reference, words = robust["accuracy"], "in the headline"
+    message = f"{reference:.1%} {words}, {after['accuracy']:.1%} after {after['iterations']}"
+    return _check(check, _is_little(reference - after["accuracy"]), f"{message} (up to {LARGEST_CHANGE:.0%} less pass)")
+
+
+def _is_little(change):
+    """Whether a change of an accuracy counts as little; a difference of rounded numbers may lie just beyond."""
+    return change <= LARGEST_CHANGE + 1e-9
 
 
 def _monotone(points):
@@ -222,7 +229,7 @@ def _monotone(points):
         return {"check": check, "status": NOT_CHECKED, "message": "no curve was measured"}
     gains = [after["accuracy"] - before["accuracy"] for before, after in zip(points[:-1], points[1:], strict=True)]
     shapes = [f"{'x'.join(map(str, point['patch_shape'][:2]))}: {point['accuracy']:.1%}" for point in points]
-    return _check(check, max(gains) <= LARGEST_CHANGE, ", ".join(shapes))
+    return _check(check, _is_little(max(gains)), ", ".join(shapes))
 
 
 def attack_words(robust):
