@@ -84,9 +84,9 @@ def precision_overrides(precision):
     Returns:
         Text such as `ONEDNN_DEFAULT_FPMATH_MODE=BF16`, several with commas between them; empty if there are none.
     """
-    harmless = ["", "strict", *(["NVIDIA_TF32_OVERRIDE=0"] if precision != "tensorfloat32" else [])]
-    variables = {name: os.environ.get(name, "") for name in PRECISION_VARIABLES}
-    found = [f"{name}={value}" for name, value in variables.items() if value.lower() not in harmless and f"{name}={value}" not in harmless]
+    harmless = {} if precision == "tensorfloat32" else {"NVIDIA_TF32_OVERRIDE": "0"}
+    values = {name: os.environ.get(name, "") for name in PRECISION_VARIABLES}
+    found = [f"{name}={value}" for name, value in values.items() if value.lower() not in ("", "strict", harmless.get(name))]
     flags = [f"XLA_FLAGS={flag}" for flag in FAST_MATH.findall(os.environ.get("XLA_FLAGS", ""))]
     return printable(", ".join(found + flags))
 

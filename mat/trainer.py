@@ -252,11 +252,12 @@ class Trainer:
             )
         accuracy = self.report["headline"]["robust"]["accuracy"]
         self.results.events.write(last_epoch, {"validation/robust_accuracy" + ("" if quick else "_full"): accuracy})
-        logged = self.record.rows[last_epoch].get("robust_accuracy", 1.0)
-        if logged < accuracy:
+        row = self.record.rows[last_epoch]
+        logged = row.get("robust_accuracy")
+        if logged is not None and logged < accuracy:
             console.print(f"The log keeps the robust accuracy of {logged:.1%} that an earlier evaluation found")
-        elif logged != accuracy or "robust_accuracy" not in self.record.rows[last_epoch]:
-            self.record.rows[last_epoch]["robust_accuracy"] = accuracy
+        elif logged != accuracy:
+            row["robust_accuracy"] = accuracy
             self.results.write_log(self.record.rows)
             self._save()
 
