@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 
 import yaml
 
-from mat.config_keys import MAX_NAME, from_mapping, key, normalize_and_check, plain_values
-from mat.errors import UserError
-from mat.files import expand_variables, replace_file
+from mat.cli.config_keys import MAX_NAME, from_mapping, key, normalize_and_check, plain_values
+from mat.cli.errors import UserError
+from mat.cli.files import expand_variables, replace_file
+from mat.cli.text import format_value, single_line
+from mat.cli.yaml_reader import apply_override, read_mapping
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
-from mat.text import printable, shown
-from mat.yaml_reader import apply_override, read_mapping
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
@@ -95,7 +95,8 @@ class EvaluationConfig:
         normalize_and_check(self, "evaluation.")
         if "white_box" not in self.attacks:
             raise UserError(
-                f"evaluation.attacks must have white_box, which everything else is held against. Received: {shown(list(self.attacks))}"
+                f"evaluation.attacks must have white_box, which everything else is held against. "
+                f"Received: {format_value(list(self.attacks))}"
             )
         if self.images_per_iteration > self.images_at_once:
             raise UserError(
@@ -232,10 +233,13 @@ class PatchTrainingConfig:
     def _check_patches(self):
         shape = self.patch_shape
         if len(shape) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape) or shape[2] != 3:
-            raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {shown(list(shape))}")
+            raise UserError(
+                f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {format_value(list(shape))}"
+            )
         if max(shape[:2]) > self.image_size:
             raise UserError(
-                f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. Received: {shown(list(shape))}"
+                f"patch_shape must fit into the image, so at most [{self.image_size}, {self.image_size}, 3]. "
+                f"Received: {format_value(list(shape))}"
             )
 
     @classmethod
@@ -259,7 +263,7 @@ class PatchTrainingConfig:
         try:
             return cls.from_values(values).resolve_unique_name(resume=resume)
         except UserError as error:
-            source = f"{path} with --set {printable(' '.join(overrides))}" if overrides else path
+            source = f"{path} with --set {single_line(' '.join(overrides))}" if overrides else path
             raise UserError(f"{source}: {error}") from None
 
     @classmethod
@@ -311,7 +315,9 @@ class PatchTrainingConfig:
             or {"..", "~"} & set(parts)
             or max(len(part.encode()) for part in parts) > MAX_NAME
         ):
-            raise UserError(f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {shown(name)}")
+            raise UserError(
+                f"unique_name must name a directory below base_result_dir in at most {MAX_NAME} bytes. Received: {format_value(name)}"
+            )
         return replace(self, unique_name=name)
 
     @property
@@ -337,7 +343,7 @@ class PatchTrainingConfig:
 def _check_result_path(key, path):
     """Refuse what TensorFlow writes checkpoints to, but does not find again: it takes their paths for patterns."""
     if set(path) & set("[]\\"):
-        raise UserError(f"{key} must be a path without brackets and backslashes. Received: {shown(path)}")
+        raise UserError(f"{key} must be a path without brackets and backslashes. Received: {format_value(path)}")
 
 
 def _doubled_braces(text):
@@ -353,16 +359,16 @@ def _placeholders(unique_name):
         raise _wrong_name(unique_name, error) from None
     for _, name, specification, _ in parsed:
         if name and not re.fullmatch(r"\w+(\[\w+\])?", name):
-            raise _wrong_name(unique_name, f"{shown(name)} is not such a name")
+            raise _wrong_name(unique_name, f"{format_value(name)} is not such a name")
         if "{" in (specification or "") or any(int(width) > MAX_NAME for width in re.findall(r"\d+", specification or "")):
-            raise _wrong_name(unique_name, f"{shown(specification)} is too wide")
+            raise _wrong_name(unique_name, f"{format_value(specification)} is too wide")
     return {name.partition("[")[0] for _, name, _, _ in parsed if name}
 
 
 def _wrong_name(unique_name, error):
     return UserError(
         f"unique_name may use {{date}}, {{id}} and config keys such as {{seed}} or {{optimizer[n_iterations]}}. "
-        f"Received: {shown(unique_name)} ({error})"
+        f"Received: {format_value(unique_name)} ({error})"
     )
 
 

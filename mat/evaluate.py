@@ -8,15 +8,15 @@ import sys
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from mat.commands import run_command
+from mat.cli.command import run_command
+from mat.cli.config_keys import key_list
+from mat.cli.console import console
+from mat.cli.environment import load_tensorflow
+from mat.cli.files import expand_path
+from mat.cli.signals import raised_signals
 from mat.config import EvaluationConfig, PatchTrainingConfig
-from mat.config_keys import key_list
-from mat.files import expand_path
 from mat.models.other_files import refuse_other_files
-from mat.report_directory import beside
-from mat.signals import raised_signals
-from mat.surroundings import load_tensorflow
-from mat.terminal import console
+from mat.robustness.store import report_path
 
 STATUS = """
 exit status:
@@ -92,13 +92,13 @@ def evaluate_weights(config, arguments):
     """Evaluate the weights file of the command line."""
     weights = pathlib.Path(arguments.weights)
     refuse_other_files(weights)
-    directory = pathlib.Path(arguments.output) if arguments.output else beside(weights, quick=arguments.quick)
+    directory = pathlib.Path(arguments.output) if arguments.output else report_path(weights, quick=arguments.quick)
     console.print(f"{weights}: evaluating into {directory}; loading TensorFlow")
     load_tensorflow()
+    from mat.cli.devices import configure
     from mat.data.splits import read_splits
-    from mat.devices import configure
-    from mat.evaluator import evaluate
     from mat.models import create_model, load_weights
+    from mat.robustness.measure import evaluate
 
     configure(precision=config.precision, deterministic=config.deterministic)
     model = create_model(config)

@@ -9,14 +9,15 @@ import sys
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from mat.commands import run_command
+from mat.cli.command import run_command
+from mat.cli.config_keys import key_list
+from mat.cli.console import console, print_table
+from mat.cli.environment import load_tensorflow
+from mat.cli.errors import UserError
+from mat.cli.files import expand_path
+from mat.cli.signals import raised_signals
 from mat.config import PatchTrainingConfig
-from mat.config_keys import key_list
-from mat.errors import UserError
-from mat.files import expand_path
-from mat.signals import raised_signals
-from mat.surroundings import load_tensorflow
-from mat.terminal import console, interval_text, print_table
+from mat.robustness.intervals import interval_text
 
 STATUS = """
 exit status:

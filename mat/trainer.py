@@ -7,26 +7,27 @@ import time
 
 import tensorflow as tf
 
-from mat.checkpoints import RunRecord
+from mat.cli.config_keys import differences
+from mat.cli.console import console
+from mat.cli.devices import configure, memory_limits, tensorfloat32_is_fast, use_xla
+from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
+from mat.cli.progress import TrainingProgress
+from mat.cli.signals import StopRequest, noted_signals, raised_signals
+from mat.cli.text import format_value
 from mat.config import PatchTrainingConfig
-from mat.config_keys import differences
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset, validation_dataset
-from mat.devices import configure, memory_limits, tensorfloat32_is_fast, use_xla
-from mat.errors import NonFiniteLossError, StoppedError, UserError
-from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.models.prepared import compile_with
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
-from mat.plan import print_plan, print_summary
-from mat.report_directory import beside
-from mat.results import CONFIG, PATCHES, ResultDirectory
+from mat.results.checkpoints import RunRecord
+from mat.results.run_directory import CONFIG, PATCHES, ResultDirectory
+from mat.results.summary import print_plan, print_summary
+from mat.robustness.measure import evaluate
+from mat.robustness.store import report_path
 from mat.seeds import stream_seed
-from mat.signals import StopRequest, noted_signals, raised_signals
 from mat.step import TrainingStep, is_correct
-from mat.terminal import TrainingProgress, console
-from mat.text import shown
 
 
 class Trainer:
@@ -125,8 +126,8 @@ class Trainer:
         """Refuse to go on with another config than the one that is saved."""
         different = differences(saved, self.config)
         if different:
-            was = ", ".join(f"{key}: {shown(value)}" for key, value, _ in different)
-            given = ", ".join(f"{key}: {shown(value)}" for key, _, value in different)
+            was = ", ".join(f"{key}: {format_value(value)}" for key, value, _ in different)
+            given = ", ".join(f"{key}: {format_value(value)}" for key, _, value in different)
             raise UserError(f"{self.results.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")
 
     def _restore(self, earlier):
@@ -244,7 +245,7 @@ class Trainer:
                 config,
                 self.model,
                 (self.train_records, self.validation_records),
-                beside(weights, quick=quick),
+                report_path(weights, quick=quick),
                 weights=weights,
                 bank=self.results.path / PATCHES if self.bank is not None and "bank" in config.evaluation.starts else None,
                 resume=True,

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 
 from mat import __version__
+from mat.cli.errors import StoppedError
 from mat.config import OptimizerConfig, PatchTrainingConfig
-from mat.errors import StoppedError
 from mat.trainer import Trainer
 from tests.conftest import TINY, stop_at, write_tiny_split
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from mat.attack import fit_universal_patches, i_fgsm, random_search
-from mat.universal import UNTARGETED, UniversalAttacks, fooled_or_not
+from mat.robustness.universal import UNTARGETED, UniversalAttacks, fooled_or_not
 
 DIRECTION = tf.constant(np.sign(np.random.default_rng(0).normal(size=(2, 2, 3, 3))), tf.float32)
 

@@ -10,9 +10,9 @@ import tensorflow as tf
 from mat.config import OptimizerConfig, PatchTrainingConfig
 from mat.models import create_model
 from mat.models.resnet import forward_flops
-from mat.tools import growth, measurements
+from mat.tools import growth, timing
 from mat.tools.benchmark import main
-from mat.tools.convolutions import Convolutions
+from mat.tools.conv_bound import Convolutions
 from tests.conftest import SMALL
 
 SETTINGS = {**SMALL, "batch_size": 4, "n_patches": 5, "n_patch_trials": 2, "patch_shape": [4, 4, 3], "deterministic": False}
@@ -20,9 +20,9 @@ SETTINGS = {**SMALL, "batch_size": 4, "n_patches": 5, "n_patch_trials": 2, "patc
 
 @pytest.fixture
 def synthetic(monkeypatch):
-    """Few records and short measurements."""
-    monkeypatch.setattr(measurements, "N_SYNTHETIC", {"n_train": 60, "n_validation": 5})
-    monkeypatch.setattr(measurements, "PIPELINE_SECONDS", 0.05)
+    """Few records and short timing."""
+    monkeypatch.setattr(timing, "N_SYNTHETIC", {"n_train": 60, "n_validation": 5})
+    monkeypatch.setattr(timing, "PIPELINE_SECONDS", 0.05)
 
 
 def run(tmp_path, capsys, *flags, **keys):
@@ -103,9 +103,9 @@ def test_faults_are_told_in_one_message(tmp_path, capsys):
 def test_steps_on_noise_stay_finite():
     """A step that is not finite updates nothing, so that less than a step would be timed."""
     config = dataclasses.replace(PatchTrainingConfig(**SETTINGS), optimizer=OptimizerConfig(n_iterations=1))
-    step = measurements.create_step(config, create_model(config), measurements.random_bank(config))
-    step.optimizer.learning_rate.assign(measurements.LEARNING_RATE)
-    batch = measurements.noise_batch(config, config.batch_size)
+    step = timing.create_step(config, create_model(config), timing.random_bank(config))
+    step.optimizer.learning_rate.assign(timing.LEARNING_RATE)
+    batch = timing.noise_batch(config, config.batch_size)
     for _ in range(5):
         loss, _ = step.train_on_batch(*batch)
     assert int(step.failed_step) == -1

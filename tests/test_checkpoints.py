@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.checkpoints import Checkpoints, RunRecord
-from mat.errors import UserError
+from mat.cli.errors import UserError
+from mat.results.checkpoints import Checkpoints, RunRecord
 
 
 class State:
@@ -112,7 +112,7 @@ def test_failed_writes_keep_what_was_there_and_say_how_much_space_there_is(tmp_p
     paths = [one.save(i) for i in range(3)][-keep:]
     for _ in range(2):
         with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device") as failure:
-            patched.setattr("mat.files.os.fsync", no_space)
+            patched.setattr("mat.cli.files.os.fsync", no_space)
             one.save(3)
         assert failure.value.strerror.startswith("No space left on device (0.0 MB to write, ")
         assert one.checkpoints.paths() == paths[::-1]

@@ -8,9 +8,9 @@ import shlex
 import pytest
 
 from mat import evaluate, train
+from mat.cli.errors import UserError
+from mat.cli.files import expand_path
 from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig
-from mat.errors import UserError
-from mat.files import expand_path
 from mat.models import weights
 from mat.tools import benchmark, growth, interruptions
 

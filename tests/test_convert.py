@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.data.convert import convert, main
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
 from mat.data.tiny_imagenet import load_dataset
-from mat.errors import UserError
 
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetical order: labels are line numbers
 SHARED_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.data import reading
 from mat.data import records as schema
 from mat.data.reading import SPLITS, read_records
 from mat.data.records import framed_payloads, make_example, record_path, write_records
 from mat.data.splits import read_splits
 from mat.data.tiny_imagenet import augment, initial_images, load_dataset, resize, smooth_one_hot, train_dataset, validation_dataset
-from mat.errors import UserError
 from mat.seeds import generator, split, stream_seed
 from tests.conftest import GOLDEN, golden, write_tiny_split
 

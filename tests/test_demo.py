@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.config import DEMO_IMAGE_SIZE, DEMO_N_CLASSES
 from mat.data import demo
 from mat.data.reading import read_records
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
-from mat.errors import UserError
 
 
 def test_config_data_set_and_network_agree():

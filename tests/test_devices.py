@@ -5,8 +5,9 @@ import types
 import pytest
 import tensorflow as tf
 
-from mat import devices, evaluator
-from mat.errors import UserError
+from mat.cli import devices
+from mat.cli.errors import UserError
+from mat.robustness import measure
 from mat.trainer import Trainer
 
 
@@ -136,10 +137,10 @@ def test_training_and_evaluation_name_the_keys_that_take_memory(tiny_config, mon
         trainer.fit()
     weights = trainer.results.path / "weights.h5"
     weights.write_bytes(b"")
-    monkeypatch.setattr(evaluator, "Evaluation", exhausted)
+    monkeypatch.setattr(measure, "Evaluation", exhausted)
     splits = trainer.train_records, trainer.validation_records
     with pytest.raises(UserError, match=r"evaluation.images_at_once: 128 images .* --resume"):
-        evaluator.evaluate(trainer.config, trainer.model, splits, trainer.results.path / "report", weights=weights)
+        measure.evaluate(trainer.config, trainer.model, splits, trainer.results.path / "report", weights=weights)
     monkeypatch.setattr("mat.trainer.create_model", exhausted)
     with pytest.raises(UserError, match=r"width: 1 and n_patches: 6 take more"):
         Trainer(tiny_config(unique_name="another"))

@@ -5,10 +5,10 @@ import zlib
 
 import pytest
 
+from mat.cli.download import download
+from mat.cli.errors import UserError
 from mat.data import convert as converter
 from mat.data.convert import main
-from mat.download import download
-from mat.errors import UserError
 from tests.test_archives import FILES, archive
 
 SIZE = 1_024_000  # of what the server has

@@ -10,14 +10,14 @@ import pytest
 import tensorflow as tf
 
 from mat import __version__
+from mat.cli.errors import StoppedError, UserError
+from mat.cli.progress import WorkProgress
 from mat.config import EvaluationConfig
 from mat.data.splits import read_splits
-from mat.errors import StoppedError, UserError
-from mat.evaluation import Evaluation
-from mat.evaluator import evaluate
 from mat.models import create_model, load_weights
-from mat.report_directory import ReportDirectory, find_patches, read_bank, read_patches
-from mat.terminal import WorkProgress
+from mat.robustness.fit import Evaluation
+from mat.robustness.measure import evaluate
+from mat.robustness.store import ReportDirectory, find_patches, read_bank, read_patches
 
 SMALL_PROTOCOL = EvaluationConfig(
     n_fit_images=300,
@@ -192,7 +192,7 @@ def test_tables_come_without_matplotlib(run, monkeypatch, capsys):
     def missing(*_):
         raise ImportError("matplotlib")
 
-    monkeypatch.setattr("mat.evaluator.report_pictures", missing)
+    monkeypatch.setattr("mat.robustness.measure.report_pictures", missing)
     _, directory = run(dataclasses.replace(WHITE_BOX_ONLY, n_targets=0, iterations=1, max_images=30))
     assert {path.name for path in directory.glob("*.*")} == {
         "report.json",
@@ -206,7 +206,7 @@ def test_tables_come_without_matplotlib(run, monkeypatch, capsys):
 
 def test_class_names_are_no_formulas(run, subject, tmp_path, monkeypatch):
     config, *_ = subject
-    monkeypatch.setattr("mat.evaluator.class_names", lambda *_: ["$\\foo$", "$x_{$", "US$ | A$", "", *"abcdef"])
+    monkeypatch.setattr("mat.robustness.measure.class_names", lambda *_: ["$\\foo$", "$x_{$", "US$ | A$", "", *"abcdef"])
     _, directory = run(dataclasses.replace(WHITE_BOX_ONLY, n_targets=10, iterations=1, max_images=30))
     assert (directory / "report.json").is_file()
     assert "US$ \\| A$ (2)" in (directory / "report.md").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mat.data.records import framed_payloads
-from mat.events import Events, written_tags
+from mat.results.events import Events, written_tags
 
 
 def write(events, epochs):

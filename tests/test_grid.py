@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mat.config import EvaluationConfig
-from mat.grid import chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, grid_offsets, plan_grid
+from mat.robustness.plan import chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, grid_offsets, plan_grid
 
 
 def test_grids_are_products_and_names_are_unique():

@@ -21,14 +21,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from mat.cli.errors import UserError
+from mat.cli.text import format_value
+from mat.cli.yaml_reader import MAX_BYTES, apply_override
 from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig
 from mat.data.convert import convert
-from mat.errors import UserError
 from mat.models import create_model, load_weights, save_weights
 from mat.models.weights import MAX_ENTRIES
-from mat.report_directory import read_bank, read_report
-from mat.text import shown
-from mat.yaml_reader import MAX_BYTES, apply_override
+from mat.robustness.store import read_bank, read_report
 from tests.conftest import SMALL
 from tests.test_archives import FILES, JPEG, archive, folder
 
@@ -184,7 +184,7 @@ def test_hostile_overrides_make_no_long_message(read):
     ids=kind_of_value,
 )
 def test_any_value_is_shown_short(value):
-    assert len(shown(value)) <= 80
+    assert len(format_value(value)) <= 80
     for keys in ({"seed": value}, {"initial_lr": value}, {"patch_shape": value}, {"data_dir": value}, {"optimizer": value}):
         with pytest.raises(UserError):
             PatchTrainingConfig(**keys)
@@ -436,7 +436,7 @@ def test_heaps_that_hdf5_fails_on_are_refused(model, tmp_path, damage, words):
 READER = """
 import json, resource, sys
 from mat.config import PatchTrainingConfig
-from mat.errors import UserError
+from mat.cli.errors import UserError
 from mat.models import create_model, load_weights
 model = create_model(PatchTrainingConfig(**json.loads(sys.argv[1])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)

@@ -10,9 +10,9 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mat.cli.errors import UserError
 from mat.data.reading import MAX_PIXELS, read_records
 from mat.data.records import _masked_crc, framed_payloads, make_example, record_path, write_records
-from mat.errors import UserError
 
 N_RECORDS = 6
 SIDES = [0, 1, 2**10, 4096, 4097, 13_000, 2**16 - 1]  # 13,000 x 13,000: the largest that TensorFlow decodes by itself, 507 MB

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
-from mat.errors import UserError
 from mat.models import create_model, load_weights, save_weights
 from mat.models.convolutional import StandardizedConv2D, standardize
 from mat.models.groupnormalization import StripNormalization

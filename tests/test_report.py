@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from mat.config import EvaluationConfig
-from mat.evaluation import Findings, Outcome
-from mat.grid import plan_grid
-from mat.report import checklist, make_report, report_markdown, robust_words
-from mat.statistics import accuracy_interval, images_needed
+from mat.robustness.fit import Findings, Outcome
+from mat.robustness.intervals import accuracy_interval, images_needed
+from mat.robustness.plan import plan_grid
+from mat.robustness.report import checklist, make_report, report_markdown, robust_words
 
 
 def findings(correct, *, controls=(), gradient_free=(), transfer=(), iterations=(), patch_sizes=(), vanishing=0.0, positions=None):

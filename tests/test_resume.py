@@ -10,11 +10,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from mat.cli.config_keys import differences
+from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
 from mat.config import PatchTrainingConfig
-from mat.config_keys import differences
-from mat.errors import NonFiniteLossError, StoppedError, UserError
-from mat.events import written_tags
-from mat.results import ResultDirectory
+from mat.results.events import written_tags
+from mat.results.run_directory import ResultDirectory
 from mat.tools.interruptions import compare
 from mat.trainer import Trainer
 from tests.conftest import stop_at, write_tiny_split
@@ -170,7 +170,7 @@ def full_after(n_files, monkeypatch):
         if len(written) > n_files:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mat.files.os.fsync", fsync)
+    monkeypatch.setattr("mat.cli.files.os.fsync", fsync)
 
 
 @pytest.mark.parametrize(

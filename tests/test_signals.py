@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from mat.errors import StoppedError
-from mat.signals import noted_signals, raised_signals
+from mat.cli.errors import StoppedError
+from mat.cli.signals import noted_signals, raised_signals
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -51,7 +51,7 @@ def test_an_ignored_hangup_stays_ignored():
 
 BUSY = """
 import hashlib
-from mat.signals import noted_signals
+from mat.cli.signals import noted_signals
 with noted_signals():
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in native code, like a compiled step
@@ -75,7 +75,7 @@ def test_a_second_ctrl_c_ends_a_process_that_is_busy_in_native_code(reader_is_go
 
 PIPE = """
 import sys
-from mat.terminal import console
+from mat.cli.console import console
 for i in range(20_000):
     console.print("line", i)
 print("went on", file=sys.stderr)
@@ -83,7 +83,7 @@ print("went on", file=sys.stderr)
 
 
 def test_output_that_is_closed_ends_nothing():
-    code = f"{sys.executable} -c 'from mat.terminal import console; console.print(1)' >&-"
+    code = f"{sys.executable} -c 'from mat.cli.console import console; console.print(1)' >&-"
     assert subprocess.run(code, shell=True, cwd=ROOT, capture_output=True, timeout=60, check=False).stderr == b""
 
 

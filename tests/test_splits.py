@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.data.reading import Records
 from mat.data.splits import class_names, describe, fingerprint, read_splits
-from mat.errors import UserError
 
 
 def records(labels, size=(16, 16), images=None, path="here"):

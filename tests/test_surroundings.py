@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from mat import evaluate, surroundings, train
+from mat import evaluate, train
+from mat.cli import environment as surroundings
 from mat.data import convert
 from mat.models import prepared, weights
 from mat.models.resnet import create_resnet
@@ -60,7 +61,7 @@ def test_other_backends_and_windows_are_refused_at_import(monkeypatch):
 
 STREAMS = """
 import sys
-from mat.surroundings import prepare_process
+from mat.cli.environment import prepare_process
 prepare_process()
 with open("probe", "w") as file:
     number = file.fileno()

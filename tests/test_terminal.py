@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from mat.terminal import quiet_stderr
+from mat.cli.console import quiet_stderr
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -23,7 +23,7 @@ def run(code, **options):
 
 HOLD = """
 import os
-from mat.terminal import quiet_stderr
+from mat.cli.console import quiet_stderr
 with quiet_stderr():
     os.write(2, b"the reason\\n" * 100_000)  # more than a pipe takes
     {end}
@@ -57,7 +57,8 @@ def test_standard_error_is_as_before_afterwards(capfd):
 
 
 STYLED = """
-from mat.terminal import ProgressLine, can_redraw, console
+from mat.cli.console import can_redraw, console
+from mat.cli.progress import ProgressLine
 console.print("bold", style="bold")
 with ProgressLine(2) as line:
     line.update(1, "half")
@@ -90,7 +91,8 @@ def test_terminals_get_what_they_can_show(environment, redraws, colors):
 
 GONE = """
 import os, sys
-from mat.terminal import ProgressLine, console
+from mat.cli.console import console
+from mat.cli.progress import ProgressLine
 with ProgressLine(2) as line:
     os.write(2, b"ready\\n")
     sys.stdin.readline()

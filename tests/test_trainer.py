@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
 from mat.config import EvaluationConfig, PatchTrainingConfig
-from mat.errors import NonFiniteLossError, StoppedError, UserError
 from mat.models import create_model, load_weights
-from mat.plan import print_plan
-from mat.results import ResultDirectory, patch_grid
+from mat.results.run_directory import ResultDirectory, patch_grid
+from mat.results.summary import print_plan
 from mat.trainer import Trainer
 
 
@@ -249,7 +249,7 @@ def test_the_plan_says_how_many_images_a_batch_size_leaves_out(tiny_config, caps
 @pytest.mark.parametrize("fast", [True, False, None])
 @pytest.mark.parametrize(("precision", "name"), [("mixed_bfloat16", "bfloat16"), ("tensorfloat32", "tensorfloat32")])
 def test_the_plan_says_where_a_precision_does_not_help(tiny_config, monkeypatch, capsys, precision, name, fast):
-    monkeypatch.setattr(f"mat.plan.{name}_is_fast", lambda: fast)
+    monkeypatch.setattr(f"mat.results.summary.{name}_is_fast", lambda: fast)
     print_plan(Trainer(tiny_config(precision=precision)))
     assert (f"{precision} will not help" in capsys.readouterr().out) == (fast is False)
 

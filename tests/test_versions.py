@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
-from mat.errors import UserError
 from mat.models import create_model, load_weights
-from mat.report_directory import read_bank
+from mat.robustness.store import read_bank
 from mat.trainer import Trainer
 from tests.make_fixture import state_of, sums
 
@@ -50,7 +50,7 @@ def test_checkpoints_of_earlier_versions_are_resumed(earlier):
 
 def test_runs_whose_network_computes_something_else_now_are_refused(tiny_config, monkeypatch, capsys):
     """Version 0.1 cropped last feature maps of 9 to 15, whose weights have the shapes of today's."""
-    monkeypatch.setattr("mat.checkpoints.__version__", "0.1.0")
+    monkeypatch.setattr("mat.results.checkpoints.__version__", "0.1.0")
     cropped = tiny_config(n_epochs=1, image_size=18, unique_name="cropped")
     whole = tiny_config(n_epochs=1, unique_name="whole")
     for config in (cropped, whole):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
-from mat.errors import UserError
 from mat.models import create_model, load_weights, save_weights
 from mat.models.weights import RELEASED, RELEASED_BLOB, download_released, git_blob, main
 from tests.conftest import GOLDEN, SMALL

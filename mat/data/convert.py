@@ -11,15 +11,16 @@ import random
 import re
 import sys
 
-from mat.commands import run_command
+from mat.cli.command import run_command
+from mat.cli.console import console
+from mat.cli.download import download
+from mat.cli.environment import load_tensorflow
+from mat.cli.errors import UserError
+from mat.cli.file_kinds import JPEG, PNG, kind_of_file
+from mat.cli.files import expand_path
+from mat.cli.progress import track
+from mat.cli.text import single_line
 from mat.data.sources import MAX_FILE, MAX_TEXT, PASSED_OVER, Names, by_number, open_source, plain_name
-from mat.download import download
-from mat.errors import UserError
-from mat.file_kinds import JPEG, PNG, kind_of_file
-from mat.files import expand_path
-from mat.surroundings import load_tensorflow
-from mat.terminal import console, track
-from mat.text import printable
 
 URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"
@@ -88,7 +89,7 @@ def _refuse_stray_images(files, used):
     names = [name for split in ("train", "val", "test") for name in files.names(files.folder(split))]
     if stray := [name for name in names if name.lower().endswith(IMAGE_ENDINGS) and name not in used]:
         raise UserError(
-            f"{files.path}: {printable(stray[0])}{_others(stray)} lies where no images are read. Move it into train/CLASS/images, "
+            f"{files.path}: {single_line(stray[0])}{_others(stray)} lies where no images are read. Move it into train/CLASS/images, "
             "val/images or test/images, or remove it"
         )
 
@@ -138,7 +139,7 @@ class _ImageCheck:
         self._faults += self._running.result()
         if self._faults:
             lines = "".join(
-                f"\n  {printable(name)}: {fault}" for name, fault in sorted(self._faults, key=lambda fault: by_number(fault[0]))
+                f"\n  {single_line(name)}: {fault}" for name, fault in sorted(self._faults, key=lambda fault: by_number(fault[0]))
             )
             raise UserError(
                 f"{path}: {len(self._faults):,} of {self._n_images:,} images cannot be read. Replace each of them by a JPEG or PNG, or "
@@ -175,17 +176,17 @@ def _train_images(files, labels, seed):
         listed = {image: (wnid, label, box) for (image,), box in _listed(files, boxes, ["image"])}
         paired = _paired(files, folder, boxes, listed)
         if not paired:
-            raise UserError(f"{files.path}: {printable(folder)} has no images, and wnids.txt lists the class")
+            raise UserError(f"{files.path}: {single_line(folder)} has no images, and wnids.txt lists the class")
         images += [(name, *paired[name]) for name in files.names(folder)]
     folders = Names(files.subfolders(files.folder("train")))
     known = {folders.find(wnid): wnid for wnid in labels}
     if unlisted := sorted(set(folders) - set(known)):
         raise UserError(
-            f"{files.path}: wnids.txt does not list {printable(f'train/{unlisted[0]}')}{_others(unlisted)}. Add it, or remove the folder"
+            f"{files.path}: wnids.txt does not list {single_line(f'train/{unlisted[0]}')}{_others(unlisted)}. Add it, or remove the folder"
         )
     if len(known) < len(labels):
         wnid = next(wnid for wnid in labels if wnid not in known.values())
-        raise UserError(f"{files.path}: wnids.txt lists {printable(wnid)} twice, in different letter case")
+        raise UserError(f"{files.path}: wnids.txt lists {single_line(wnid)} twice, in different letter case")
     random.Random(seed).shuffle(images)
     return images
 
@@ -197,7 +198,8 @@ def _validation_images(files, labels):
         wnid = wnids.find(name)
         if wnid is None:
             raise UserError(
-                f"{files.path}: val/val_annotations.txt gives {printable(image)} the class {printable(name)}, which is not in wnids.txt. "
+                f"{files.path}: val/val_annotations.txt gives {single_line(image)} the class {single_line(name)}, which is not in "
+                "wnids.txt. "
                 "Correct one of them; names with spaces need tabs between them"
             )
         listed[image] = (wnid, labels[wnid], box)
@@ -225,7 +227,7 @@ def _paired(files, folder, list_name, listed):
         if name is None:
             missing.append(image)
         elif name in paired:
-            raise UserError(f"{files.path}: {printable(list_name)} lists {printable(image)} twice, in different letter case")
+            raise UserError(f"{files.path}: {single_line(list_name)} lists {single_line(image)} twice, in different letter case")
         else:
             paired[name] = values
     if missing:
@@ -233,12 +235,13 @@ def _paired(files, folder, list_name, listed):
         if plain_name(missing[0]) is None:
             remedy = PASSED_OVER
         elif near:
-            remedy = f"There is {printable(near)}: correct the one or the other"
-        name = printable(f"{folder}/{missing[0]}")
-        raise UserError(f"{files.path}: {name} is missing, and {printable(list_name)} lists it{_others(missing)}. {remedy}")
+            remedy = f"There is {single_line(near)}: correct the one or the other"
+        name = single_line(f"{folder}/{missing[0]}")
+        raise UserError(f"{files.path}: {name} is missing, and {single_line(list_name)} lists it{_others(missing)}. {remedy}")
     if unlisted := [name for name in images if name not in paired]:
         raise UserError(
-            f"{files.path}: {printable(list_name)} has no box of {printable(unlisted[0])}{_others(unlisted)}. Add its line, or remove the "
+            f"{files.path}: {single_line(list_name)} has no box of {single_line(unlisted[0])}{_others(unlisted)}. "
+            "Add its line, or remove the "
             "file"
         )
     return paired
@@ -254,7 +257,7 @@ def _listed(files, name, columns):
     seen = set()
     for names, box in _annotations(files, name, columns):
         if names[0] in seen:
-            raise UserError(f"{files.path}: {printable(name)} lists {printable(names[0])} twice. Remove one of the lines")
+            raise UserError(f"{files.path}: {single_line(name)} lists {single_line(names[0])} twice. Remove one of the lines")
         seen.add(names[0])
         yield names, box
 
@@ -272,7 +275,7 @@ def _annotations(files, name, columns):
         names = [part.strip() for part in text.split("\t") if part.strip()] if "\t" in text else text.rsplit(maxsplit=len(columns) - 1)
         if len(names) != len(columns) or len(box) != 4 or not all(value.isdecimal() and len(value) <= MAX_DIGITS for value in box):
             expected = " ".join([*columns, "xmin ymin xmax ymax"])
-            raise UserError(f"{files.path}: {printable(name)}, line {number}: not `{expected}`. Received: {line[:80]!r}")
+            raise UserError(f"{files.path}: {single_line(name)}, line {number}: not `{expected}`. Received: {line[:80]!r}")
         yield names, tuple(map(int, box))
 
 

@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.data.records import make_example, record_path, staged, write_records
-from mat.errors import UserError
 
 IMAGE_SIZE = 32
 N_TRAIN = 4000

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from mat.cli.console import console
+from mat.cli.errors import UserError
 from mat.data import records as schema
-from mat.errors import UserError
-from mat.terminal import console
 
 SPLITS = ("train", "validation")  # those with labels
 

@@ -10,8 +10,8 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from mat.errors import UserError
-from mat.text import decode_text
+from mat.cli.errors import UserError
+from mat.cli.text import decode_text
 
 SPLITS = ("train", "validation", "test")
 IMAGE = "image/encoded"

@@ -12,9 +12,9 @@ import unicodedata
 import zipfile
 import zlib
 
-from mat.errors import UserError
-from mat.file_kinds import HEAD, ZIP, kind_of_file
-from mat.text import decode_text, printable
+from mat.cli.errors import UserError
+from mat.cli.file_kinds import HEAD, ZIP, kind_of_file
+from mat.cli.text import decode_text, single_line
 
 MAX_FILE = 1 << 25  # bytes of an image, or of an archive's directory
 MAX_TEXT = 1 << 23  # bytes of a list of classes, words or boxes
@@ -100,7 +100,7 @@ class Source:
         depth = min((name.count("/") for name in lists), default=0)
         roots = {name[: -len("wnids.txt")]: files[name] for name in lists if name.count("/") == depth}
         if len(set(roots.values())) > 1:  # a file may have several names, by links
-            shown = printable(", ".join(sorted(roots)))
+            shown = single_line(", ".join(sorted(roots)))
             raise UserError(f"{self.path}: wnids.txt is in several folders: {shown}. Give one of them, as a folder")
         if roots:
             return min(roots)
@@ -108,7 +108,7 @@ class Source:
         named = [name for name in zips if "tiny-imagenet" in name.lower()]
         remedy = "Give the official folder or zip"
         if named or len(zips) == 1:
-            inner = printable((named or zips)[0])
+            inner = single_line((named or zips)[0])
             remedy = f"Give the zip in it: {self.path / inner}" if self.path.is_dir() else f"Unpack it and give {inner}"
         elif (self.path.absolute().parent / "wnids.txt").is_file():
             remedy = f"Give the folder around it: {self.path.absolute().parent}"
@@ -132,15 +132,15 @@ class Source:
         found = self._names.find(name)
         if found is None:
             remedy = PASSED_OVER if plain_name(name) is None else "Add it, or give the official folder or zip"
-            raise UserError(f"{self.path}: {printable(name)} is missing. {remedy}")
+            raise UserError(f"{self.path}: {single_line(name)} is missing. {remedy}")
         try:
             with self._open_file(self._files[found]) as file:
                 content = file.read(max_bytes + 1)
         except ARCHIVE_ERRORS as error:
             remedy = "Check the folder" if self.path.is_dir() else "Fetch the archive again"
-            raise UserError(f"{self.path}: {printable(name)} cannot be read ({printable(str(error))}). {remedy}") from None
+            raise UserError(f"{self.path}: {single_line(name)} cannot be read ({single_line(str(error))}). {remedy}") from None
         if len(content) > max_bytes:
-            raise UserError(f"{self.path}: {printable(name)} has more than {max_bytes:,} bytes. Replace it or remove it")
+            raise UserError(f"{self.path}: {single_line(name)} has more than {max_bytes:,} bytes. Replace it or remove it")
         return content
 
     def read_text(self, name):
@@ -149,7 +149,7 @@ class Source:
             return decode_text(self.read(name, MAX_TEXT))
         except UnicodeDecodeError as error:
             reason = f"{error.reason} at byte {error.start}"
-            raise UserError(f"{self.path}: {printable(name)} is not UTF-8 or UTF-16 text ({reason}). Save it as UTF-8") from None
+            raise UserError(f"{self.path}: {single_line(name)} is not UTF-8 or UTF-16 text ({reason}). Save it as UTF-8") from None
 
 
 def by_number(name):
@@ -179,7 +179,7 @@ def open_source(path):
                 raise UserError(f"{path}: not a readable zip archive, but {_no_archive(file)}")
             archive = stack.enter_context(zipfile.ZipFile(file))
         except ARCHIVE_ERRORS as error:
-            raise UserError(f"{path}: not a readable zip archive ({printable(str(error))}). Remove it and fetch it again") from None
+            raise UserError(f"{path}: not a readable zip archive ({single_line(str(error))}). Remove it and fetch it again") from None
         yield Source(path, _archive_files(path, archive.infolist()), archive.open)
 
 
@@ -205,7 +205,7 @@ def _folder_files(folder):
         try:
             entries = list(os.scandir(chain[-1]))
         except OSError as error:
-            raise UserError(f"{folder}: {printable(prefix)} cannot be read ({error.strerror}). Change its permissions") from None
+            raise UserError(f"{folder}: {single_line(prefix)} cannot be read ({error.strerror}). Change its permissions") from None
         n_entries += len(entries)
         if n_entries > MAX_ENTRIES:
             raise UserError(f"{folder}: more than {MAX_ENTRIES:,} files in it and where its links lead. Give the official folder")
@@ -217,7 +217,7 @@ def _folder_files(folder):
                 pending.append((f"{name}/", (*chain, real)))
             elif kind == "file":
                 if not any(pathlib.PurePath(real).is_relative_to(home) for home in chain):
-                    raise UserError(f"{folder}: {printable(name)} is a link to a file outside. Put the file in its place")
+                    raise UserError(f"{folder}: {single_line(name)} is a link to a file outside. Put the file in its place")
                 files[name] = entry.path
     return files
 
@@ -255,7 +255,7 @@ def _archive_files(path, members):
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             problem = f"is compressed with {METHODS.get(member.compress_type, f'method {member.compress_type}')}, not Deflate"
         if problem:
-            raise UserError(f"{path}: {printable(name)} {problem}, unlike in the official archive. {UNPACK}")
+            raise UserError(f"{path}: {single_line(name)} {problem}, unlike in the official archive. {UNPACK}")
         files[name] = member
     unpacked, allowed = sum(member.file_size for member in members), max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size)
     if unpacked > allowed:

@@ -7,12 +7,12 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from mat.cli.console import console
+from mat.cli.errors import UserError
+from mat.cli.text import decode_text, single_line
 from mat.data.demo import make_demo
 from mat.data.reading import SPLITS, read_records
 from mat.data.records import class_list, record_path
-from mat.errors import UserError
-from mat.terminal import console
-from mat.text import decode_text, printable
 
 HASHED_AT_ONCE = 1024  # images
 
@@ -85,7 +85,7 @@ def _wnids(data_dir):
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{data_dir}: wnids.txt cannot be read ({printable(str(error))}). Convert the data again") from None
+        raise UserError(f"{data_dir}: wnids.txt cannot be read ({single_line(str(error))}). Convert the data again") from None
 
 
 def describe(splits, data_dir, *, image_size, n_classes):
@@ -113,7 +113,7 @@ def describe(splits, data_dir, *, image_size, n_classes):
     for kind, records in kinds.items():
         if missing := np.setdiff1d(np.arange(n_classes), records.labels).tolist():
             shown = ", ".join(names[label] for label in missing[:CLASSES_SHOWN]) + ", ..." * (len(missing) > CLASSES_SHOWN)
-            absent.append(f"{len(missing)} of {n_classes} classes have no {kind} image ({printable(shown)})")
+            absent.append(f"{len(missing)} of {n_classes} classes have no {kind} image ({single_line(shown)})")
     if absent:
         lines["data classes"] = f"WARNING: {'; '.join(absent)}"
     return lines

@@ -8,8 +8,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from mat.cli.errors import UserError
 from mat.data.reading import CHUNK, SPLITS, decode, read_records
-from mat.errors import UserError
 from mat.seeds import fold_in, generator, split, stream_seed
 
 CROP_AREA = (0.5, 1.0)

@@ -3,8 +3,8 @@
 import os
 import re
 
-from mat.errors import UserError
-from mat.file_kinds import HEAD, LFS, UNKNOWN, kind_of_file
+from mat.cli.errors import UserError
+from mat.cli.file_kinds import HEAD, LFS, UNKNOWN, kind_of_file
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 ZIP = rb"PK\x03\x04.{26}"  # then the name of the first file in it

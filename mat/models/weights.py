@@ -22,13 +22,13 @@ import sys
 import h5py
 import numpy as np
 
-from mat.commands import run_command
-from mat.download import download
-from mat.errors import UserError
-from mat.files import expand_path, replace_file
+from mat.cli.command import run_command
+from mat.cli.console import console
+from mat.cli.download import download
+from mat.cli.errors import UserError
+from mat.cli.files import expand_path, replace_file
+from mat.cli.text import format_value, single_line
 from mat.models.other_files import refuse_other_files, refuse_whole_model
-from mat.terminal import console
-from mat.text import printable, shown
 
 BACKEND = "tensorflow"
 KERAS_VERSION = "2.2.4-tf"  # the Keras of TensorFlow 1.14
@@ -118,7 +118,7 @@ def _opened(path, max_bytes):
             yield file
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise UserError(
-            f"{path}: not a weights file in the original's HDF5 layout or Keras 3's ({printable(str(error))}). "
+            f"{path}: not a weights file in the original's HDF5 layout or Keras 3's ({single_line(str(error))}). "
             "Give a file that save_weights wrote"
         ) from None
 
@@ -247,9 +247,9 @@ def _difference(expected, found):
     for (name, shapes), (file_name, file_shapes) in zip(expected, found, strict=False):
         kind, file_kind = _kind_and_number(name)[0], _kind_and_number(file_name)[0]
         if kind != file_kind:
-            return f"the network has a layer {name} where the file has {shown(file_name)}"
+            return f"the network has a layer {name} where the file has {format_value(file_name)}"
         if shapes != file_shapes:
-            return f"{name} has the shapes {shapes} in the network and {shown(file_shapes)} in the file ({shown(file_name)})"
+            return f"{name} has the shapes {shapes} in the network and {format_value(file_shapes)} in the file ({format_value(file_name)})"
     if len(expected) != len(found):
         return f"the network has {len(expected)} layers with weights, the file {len(found)}"
     return None

@@ -5,13 +5,13 @@ import dataclasses
 import json
 import sys
 
-from mat.commands import run_command
+from mat.cli.command import run_command
+from mat.cli.config_keys import plain_values
+from mat.cli.console import console, print_facts, print_table
+from mat.cli.environment import load_tensorflow
+from mat.cli.errors import UserError
+from mat.cli.files import expand_path
 from mat.config import PatchTrainingConfig
-from mat.config_keys import plain_values
-from mat.errors import UserError
-from mat.files import expand_path
-from mat.surroundings import load_tensorflow
-from mat.terminal import console, print_facts, print_table
 
 PARTS = ("step", "pipeline", "bank", "checkpoint")
 
@@ -43,7 +43,7 @@ def benchmark(arguments):
         raise UserError(f"--breakdown and --profile are of the step. Received: --only {arguments.only}")
     console.print(f"{arguments.config}: loading TensorFlow")
     load_tensorflow()
-    from mat.devices import memory_limits
+    from mat.cli.devices import memory_limits
 
     with memory_limits(lambda: f"batch_size: {config.batch_size} and width: {config.width} take too much. Try --set with smaller ones"):
         result = measure(config, parts, arguments)
@@ -52,23 +52,23 @@ def benchmark(arguments):
 
 def measure(config, parts, arguments):
     """Measure parts and print their tables; returns all results, a dict that is ready for JSON."""
-    from mat.tools import measurements
+    from mat.tools import timing
 
-    result = {"config": plain_values(dataclasses.asdict(config)), **measurements.environment(config)}
+    result = {"config": plain_values(dataclasses.asdict(config)), **timing.environment(config)}
     print_facts("Benchmark", {"device": result["device"], "versions": ", ".join(f"{k} {v}" for k, v in result["versions"].items())})
     if "pipeline" in parts or "bank" in parts:
-        with measurements.records_of(config) as records:
+        with timing.records_of(config) as records:
             if "pipeline" in parts:
-                result |= measurements.measure_pipeline(config, records, arguments.repeats)
+                result |= timing.measure_pipeline(config, records, arguments.repeats)
             if "bank" in parts:
-                result |= measurements.measure_bank(config, records)
+                result |= timing.measure_bank(config, records)
         print_data(result)
     if "checkpoint" in parts:
-        result |= measurements.measure_checkpoint(config, arguments.repeats)
+        result |= timing.measure_checkpoint(config, arguments.repeats)
         written = f"{result['checkpoint_seconds']:.2f} s to write {result['checkpoint_bytes'] / 1e6:.1f} MB"
         print_facts("Checkpoint", {"one": f"{written}, {result['restore_seconds']:.2f} s to restore"})
     if "step" in parts:
-        result |= measurements.measure_step(config, arguments.repeats, breakdown=arguments.breakdown, profile=arguments.profile)
+        result |= timing.measure_step(config, arguments.repeats, breakdown=arguments.breakdown, profile=arguments.profile)
         print_step(result)
     return result
 

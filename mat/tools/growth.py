@@ -6,8 +6,8 @@ import math
 import subprocess
 import sys
 
-from mat.commands import run_command
-from mat.files import expand_path
+from mat.cli.command import run_command
+from mat.cli.files import expand_path
 
 SERIES = {
     "batch_size": [8, 32, 128],

@@ -18,9 +18,9 @@ import time
 
 import yaml
 
-from mat.commands import run_command
-from mat.files import expand_path
-from mat.surroundings import load_tensorflow
+from mat.cli.command import run_command
+from mat.cli.environment import load_tensorflow
+from mat.cli.files import expand_path
 
 TRAIN = pathlib.Path(__file__).parent.parent / "train.py"
 CONFIG = {
@@ -59,7 +59,7 @@ def interrupted_run(directory, interruptions, rng):
     Raises:
         RuntimeError: the run ended otherwise, or made no checkpoint.
     """
-    from mat.checkpoints import Checkpoints  # imports TensorFlow, as below
+    from mat.results.checkpoints import Checkpoints  # imports TensorFlow, as below
 
     result, happened = directory / "interrupted", []
     checkpoints = Checkpoints(result / "checkpoints", keep=1)
@@ -87,7 +87,7 @@ def differences(one, other):
     import numpy as np
     import tensorflow as tf
 
-    from mat.events import written_tags
+    from mat.results.events import written_tags
 
     found = [name for name in ("log.csv", "patches.npz") if (one / name).read_bytes() != (other / name).read_bytes()]
     weights = [sorted(path.name for path in run.glob("*.h5")) for run in (one, other)]

@@ -6,12 +6,13 @@ import shutil
 import tensorflow as tf
 
 from mat import __version__
+from mat.cli.console import print_facts
+from mat.cli.devices import bfloat16_is_fast, device_name, precision_overrides, tensorfloat32_is_fast
+from mat.cli.files import existing_ancestor
+from mat.cli.progress import duration
 from mat.data.splits import describe
-from mat.devices import bfloat16_is_fast, device_name, precision_overrides, tensorfloat32_is_fast
-from mat.files import existing_ancestor
-from mat.report import robust_words
-from mat.results import LOG, PATCHES, PATCHES_PICTURE
-from mat.terminal import duration, print_facts
+from mat.results.run_directory import LOG, PATCHES, PATCHES_PICTURE
+from mat.robustness.report import robust_words
 
 MANY_LEFT_OUT = 0.1  # share of the training images that an epoch leaves out, which raises a warning
 

@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 
-from mat.errors import StoppedError
-from mat.terminal import can_redraw, console
+from mat.cli.console import can_redraw, console
+from mat.cli.errors import StoppedError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = b"\x1b[?25h"  # a live progress line hides it

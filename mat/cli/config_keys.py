@@ -7,10 +7,10 @@ from dataclasses import field, fields, is_dataclass
 
 import yaml
 
-from mat.errors import UserError
-from mat.files import expand_path
-from mat.text import printable, shown
-from mat.yaml_reader import Unquoted
+from mat.cli.errors import UserError
+from mat.cli.files import expand_path
+from mat.cli.text import format_value, single_line
+from mat.cli.yaml_reader import Unquoted
 
 MAX_NAME = 255  # bytes of a file's or directory's name
 MAX_PATH = 4096  # bytes of a path
@@ -49,11 +49,11 @@ def from_mapping(cls, values, *, root=None, section=""):
     root, kinds, arguments = root or cls, {f.name: f.metadata["kind"] for f in fields(cls)}, {}
     for name, value in values.items():
         if name not in kinds:
-            name = printable(str(name))
+            name = single_line(str(name))
             raise UserError(f"unknown key {section}{name}. {_advice(root, section, name)}")
         if is_dataclass(kinds[name]):
             if not isinstance(value, dict):
-                raise UserError(f"{name} must be a section of keys. Received: {shown(value)}")
+                raise UserError(f"{name} must be a section of keys. Received: {format_value(value)}")
             value = from_mapping(kinds[name], value, root=root, section=f"{name}.")
         arguments[name] = value
     return cls(**arguments)
@@ -150,10 +150,10 @@ def _checked_list(name, written, rule):
         items = enumerate(_checked(name, values, rule))
         return tuple(_checked(f"{name}[{i}]", item, whole) if isinstance(item, Unquoted) else item for i, item in items)
     if not isinstance(values, tuple) or not values:
-        raise UserError(f"{name} must be a list of at least one item. Received: {shown(values)}")
+        raise UserError(f"{name} must be a list of at least one item. Received: {format_value(values)}")
     values = tuple(_checked(f"{name}[{i}]", item, {**rule, "kind": rule["item"]}) for i, item in enumerate(values))
     if len(set(values)) < len(values):
-        raise UserError(f"{name} must not name an item twice. Received: {shown(list(values))}")
+        raise UserError(f"{name} must not name an item twice. Received: {format_value(list(values))}")
     return values
 
 
@@ -164,17 +164,17 @@ def _checked(name, written, rule):
         value = float(value)
     if rule["choices"]:
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in rule["choices"]):
-            allowed = ", ".join(shown(choice) for choice in rule["choices"])
-            raise UserError(f"{name} must be one of {allowed}. Received: {shown(written)}{_unlike(written)}")
+            allowed = ", ".join(format_value(choice) for choice in rule["choices"])
+            raise UserError(f"{name} must be one of {allowed}. Received: {format_value(written)}{_unlike(written)}")
         return value
     hint = _hint(name, written, kind)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or (hint and kind in (int, float)):
         kind_name = _KIND_NAMES.get(kind, "a section of keys")
-        raise UserError(f"{name} must be {kind_name}{_allowed(rule)}. Received: {shown(written)}{hint}")
+        raise UserError(f"{name} must be {kind_name}{_allowed(rule)}. Received: {format_value(written)}{hint}")
     if isinstance(value, str):
         value = _checked_text(name, value, rule)
     if not _in_range(value, rule):
-        raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {shown(value)}")
+        raise UserError(f"{name} must be {_allowed(rule).removeprefix(' ')}. Received: {format_value(value)}")
     return value
 
 
@@ -189,7 +189,7 @@ def _hint(name, written, kind):
     """How to write what was meant where YAML 1.1 takes it for something else; empty where it does not."""
     text = written.text if isinstance(written, Unquoted) else written
     if kind is str and _unlike(written):
-        quoted = f'"{printable(text)}"'
+        quoted = f'"{single_line(text)}"'
         return f"{_unlike(written)}. Put it in quotes: {name}: {quoted} (on the command line --set '{name}={quoted}')"
     if kind not in (int, float) or not isinstance(text, str):
         return ""
@@ -204,9 +204,9 @@ def _checked_text(name, value, rule):
     """All free strings name files: refuse what no file system takes, and replace what stands for other text."""
     none = " Write null for none." if rule["optional"] else ""
     if not value.strip():
-        raise UserError(f"{name} must not be empty.{none} Received: {shown(value)}")
+        raise UserError(f"{name} must not be empty.{none} Received: {format_value(value)}")
     if none and value.lower() == "none":
-        raise UserError(f"{name} must be a path.{none} Received: {shown(value)}")
+        raise UserError(f"{name} must be a path.{none} Received: {format_value(value)}")
     _check_path_text(name, value)
     if rule["path"]:
         try:
@@ -226,7 +226,7 @@ def _check_path_text(name, value):
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise UserError(f"{name} must be a path of printable text, each part of at most {MAX_NAME} bytes. Received: {shown(value)}")
+        raise UserError(f"{name} must be a path of printable text, each part of at most {MAX_NAME} bytes. Received: {format_value(value)}")
 
 
 def _in_range(value, rule):

@@ -6,12 +6,12 @@ import shlex
 import numpy as np
 import tensorflow as tf
 
-from mat.checkpoints import Checkpoints
-from mat.errors import UserError
-from mat.events import Events
-from mat.files import check_writable, held_alone, is_occupied, npz, replace_file
+from mat.cli.console import console
+from mat.cli.errors import UserError
+from mat.cli.files import check_writable, exclusive_lock, is_occupied, npz, replace_file
 from mat.models import save_weights
-from mat.terminal import console
+from mat.results.checkpoints import Checkpoints
+from mat.results.events import Events
 
 CONFIG = "config.yaml"
 LOG = "log.csv"
@@ -87,7 +87,7 @@ class ResultDirectory:
             UserError: another one does already.
             OSError: the lock file cannot be made.
         """
-        return held_alone(self.path / CHECKPOINTS / LOCK, "Wait for that run to end, or choose another unique_name")
+        return exclusive_lock(self.path / CHECKPOINTS / LOCK, "Wait for that run to end, or choose another unique_name")
 
     @contextlib.contextmanager
     def opened(self, rows):

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from mat.cli.devices import use_xla
+from mat.cli.errors import UserError
+from mat.cli.progress import WorkProgress
 from mat.data.tiny_imagenet import validation_dataset
-from mat.devices import use_xla
-from mat.errors import UserError
-from mat.grid import Restart, chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, grid_offsets, plan_grid
 from mat.patch import resize_to_patches
+from mat.robustness.plan import Restart, chunks, cosine_decay, curve_restarts, draw_offsets, draw_squares, grid_offsets, plan_grid
+from mat.robustness.universal import UNDEFINED, UNTARGETED, UniversalAttacks
 from mat.seeds import generator
-from mat.terminal import WorkProgress
-from mat.universal import UNDEFINED, UNTARGETED, UniversalAttacks
 
 SEGMENT = {  # iterations in one call of a compiled attack
     "white_box": 5,  # few, because Ctrl-C waits for the call

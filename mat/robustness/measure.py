@@ -7,18 +7,20 @@ import time
 import tensorflow as tf
 
 from mat import __version__
-from mat.config_keys import plain_values
+from mat.cli.config_keys import plain_values
+from mat.cli.console import console, print_facts
+from mat.cli.devices import device_name, memory_limits, precision_overrides
+from mat.cli.errors import UserError
+from mat.cli.files import npz
+from mat.cli.progress import duration
 from mat.data.splits import class_names, describe, fingerprint
-from mat.devices import device_name, memory_limits, precision_overrides
-from mat.errors import UserError
-from mat.evaluation import Evaluation
-from mat.files import npz
 from mat.models.resnet import forward_flops
 from mat.models.weights import git_blob
-from mat.pictures import report_pictures
-from mat.report import NOT_CHECKED, WARNING, checklist, examples_csv, make_report, report_json, report_markdown, robust_words
-from mat.report_directory import PATCHES, REPORT, ReportDirectory, find_patches, read_bank, read_patches, read_report
-from mat.terminal import console, duration, interval_text, print_facts
+from mat.robustness.fit import Evaluation
+from mat.robustness.intervals import interval_text
+from mat.robustness.pictures import report_pictures
+from mat.robustness.report import NOT_CHECKED, WARNING, checklist, examples_csv, make_report, report_json, report_markdown, robust_words
+from mat.robustness.store import PATCHES, REPORT, ReportDirectory, find_patches, read_bank, read_patches, read_report
 
 SUBJECT_KEYS = (  # of the config, those that the results depend on
     *("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),

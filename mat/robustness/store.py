@@ -12,9 +12,9 @@ import zlib
 
 import numpy as np
 
-from mat.errors import UserError
-from mat.files import check_writable, is_occupied, npz, replace_file
-from mat.terminal import console
+from mat.cli.console import console
+from mat.cli.errors import UserError
+from mat.cli.files import check_writable, is_occupied, npz, replace_file
 
 REPORT = "report.json"
 PROTOCOL = "protocol.json"
@@ -27,7 +27,7 @@ UNREADABLE = (  # what NumPy and its zip reader raise on other files
 )
 
 
-def beside(weights, *, quick):
+def report_path(weights, *, quick):
     """Where the evaluation of a weights file goes unless the user says otherwise: beside it, a quick one apart from the full one."""
     weights = pathlib.Path(weights)
     return weights.with_name(weights.name.removesuffix(".h5").removesuffix(".weights") + ("_quick" if quick else "") + SUFFIX)

@@ -25,7 +25,7 @@ def decode_text(content):
     return text
 
 
-def shown(value):
+def format_value(value):
     """A value as a message shows it: short, and in YAML's words."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -36,7 +36,7 @@ def shown(value):
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def printable(text):
+def single_line(text):
     """Text of a file as a message shows it: in one line, short, and without what would steer a terminal."""
     text = " ".join(text[: 4 * MAX_PRINTABLE].split())
     text = "".join(character if character.isprintable() else "?" for character in text)

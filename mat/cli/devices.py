@@ -7,8 +7,8 @@ import re
 
 import tensorflow as tf
 
-from mat.errors import UserError
-from mat.text import printable
+from mat.cli.errors import UserError
+from mat.cli.text import single_line
 
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of x86 CPUs
@@ -88,7 +88,7 @@ def precision_overrides(precision):
     values = {name: os.environ.get(name, "") for name in PRECISION_VARIABLES}
     found = [f"{name}={value}" for name, value in values.items() if value.lower() not in ("", "strict", harmless.get(name))]
     flags = [f"XLA_FLAGS={flag}" for flag in FAST_MATH.findall(os.environ.get("XLA_FLAGS", ""))]
-    return printable(", ".join(found + flags))
+    return single_line(", ".join(found + flags))
 
 
 @contextlib.contextmanager
@@ -109,5 +109,5 @@ def memory_limits(advice):
         said = [line for line in text.splitlines() if OUT_OF_MEMORY.search(line)]
         if not exhausted and not said:
             raise
-        reason = printable((said or text.splitlines() or ["Python can take no more"])[0])
+        reason = single_line((said or text.splitlines() or ["Python can take no more"])[0])
         raise UserError(f"out of memory ({reason}). {advice()}") from None

@@ -3,9 +3,9 @@
 import contextlib
 import sys
 
-from mat.errors import NonFiniteLossError, StoppedError, UserError
-from mat.surroundings import check_keras_backend, prepare_process
-from mat.text import printable
+from mat.cli.environment import check_keras_backend, prepare_process
+from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
+from mat.cli.text import single_line
 
 
 def run_command(program, parse_arguments, command, arguments=None, *, interrupted="Interrupted"):
@@ -29,7 +29,7 @@ def run_command(program, parse_arguments, command, arguments=None, *, interrupte
     except UserError as error:
         return _report(program, error, 2)
     except UnicodeEncodeError as error:
-        what = f"{printable(ascii(error.object))}: has characters that {error.encoding} does not have"
+        what = f"{single_line(ascii(error.object))}: has characters that {error.encoding} does not have"
         return _report(program, f"{what}. Set PYTHONUTF8=1, or use a name without them", 2)
     except NonFiniteLossError as error:
         return _report(program, error, 3)

@@ -34,3 +34,8 @@ def images_needed(n_correct, n_images, width):
     """About how many images would make the 95 % interval this wide, by the normal approximation at the posterior's mean."""
     accuracy = (n_correct + JEFFREYS) / (n_images + 2 * JEFFREYS)
     return int(np.ceil(4 * NORMAL_QUANTILE**2 * accuracy * (1 - accuracy) / width**2))
+
+
+def interval_text(estimate):
+    """An accuracy of a report with its 95 % interval: `28.1% (25.4% to 30.9%)`."""
+    return f"{estimate['accuracy']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"

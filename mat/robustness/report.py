@@ -14,8 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat import __version__
-from mat.statistics import accuracy_interval, images_needed
-from mat.terminal import interval_text
+from mat.robustness.intervals import accuracy_interval, images_needed, interval_text
 
 SCHEMA_VERSION = 2
 TRIED = {  # what the headline is the worst of: lists of patches, all of one size, and what their rows are called

@@ -9,8 +9,9 @@ import re
 import urllib.error
 import urllib.request
 
-from mat.errors import UserError
-from mat.terminal import ProgressLine, console
+from mat.cli.console import console
+from mat.cli.errors import UserError
+from mat.cli.progress import ProgressLine
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 30.0  # seconds without a byte

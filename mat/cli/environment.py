@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 
-from mat.errors import UserError
-from mat.terminal import console, quiet_stderr
-from mat.text import printable
+from mat.cli.console import console, quiet_stderr
+from mat.cli.errors import UserError
+from mat.cli.text import single_line
 
 # One of them is there where an NVIDIA driver is, the last under WSL.
 DRIVER_PATHS = tuple(map(pathlib.Path, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")))
@@ -93,5 +93,5 @@ def _gpu_reasons():
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    lines = [printable(text) for level, text in LOG_LINE.findall(run.stderr) if level != "I" or "GPU" in text]
+    lines = [single_line(text) for level, text in LOG_LINE.findall(run.stderr) if level != "I" or "GPU" in text]
     return list(dict.fromkeys(lines))[:MAX_REASONS]

@@ -11,9 +11,9 @@ import shutil
 import tensorflow as tf
 
 from mat import __version__
-from mat.errors import UserError
-from mat.files import replace_file, sync, write_error
-from mat.terminal import console
+from mat.cli.console import console
+from mat.cli.errors import UserError
+from mat.cli.files import replace_file, sync, write_error
 
 RECORD_KEY = "record/.ATTRIBUTES/py_state"
 FILES = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from mat.errors import UserError
-from mat.text import decode_text, printable, shown
+from mat.cli.errors import UserError
+from mat.cli.text import decode_text, format_value, single_line
 
 MAX_BYTES = 1 << 18  # of a config file
 MAX_NODES = 10_000  # values of a config, aliases written out
@@ -33,7 +33,7 @@ class Unquoted:
     value: object
 
     def __repr__(self):
-        return printable(self.text) or "null"
+        return single_line(self.text) or "null"
 
 
 class _ConfigLoader(yaml.SafeLoader):
@@ -65,7 +65,7 @@ class _ConfigLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node.value, str) else None
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {shown(key)} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {format_value(key)} is given twice", key_node.start_mark)
             seen.add(key)
         return node
 
@@ -132,7 +132,7 @@ def read_mapping(path):
     except ValueError as error:
         raise UserError(f"{path}: not a valid config: {_one_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values (key: value). Received: {shown(values)}")
+        raise UserError(f"{path}: a config is a mapping of keys to values (key: value). Received: {format_value(values)}")
     return values
 
 
@@ -158,8 +158,8 @@ def _one_line(error):
     """What a YAML error says, in one line with its position."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None:
-        return printable(str(error))
-    return f"line {mark.line + 1}, column {mark.column + 1}: {printable(str(problem))}"
+        return single_line(str(error))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {single_line(str(problem))}"
 
 
 def apply_override(values, override):
@@ -175,14 +175,14 @@ def apply_override(values, override):
     """
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {shown(override)}")
+        raise UserError(f"--set takes key=value, such as --set optimizer.n_iterations=3. Received: {format_value(override)}")
     try:
         value = _load(text.strip(), override=True)
     except ValueError as error:
-        raise UserError(f"--set {printable(override)}: the value is not valid YAML: {error}") from None
+        raise UserError(f"--set {single_line(override)}: the value is not valid YAML: {error}") from None
     *sections, key = name.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UserError(f"--set {printable(override)}: {printable(section)} is not a section of the config")
+            raise UserError(f"--set {single_line(override)}: {single_line(section)} is not a section of the config")
     values[key] = value

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from mat.cli.files import replace_file, sync, write_error
 from mat.data.records import CHECKSUM, HEADER, corrupt_records, framed_payloads
-from mat.files import replace_file, sync, write_error
 
 
 class Events:

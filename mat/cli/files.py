@@ -9,8 +9,8 @@ import re
 import shutil
 import socket
 
-from mat.errors import UserError
-from mat.text import printable
+from mat.cli.errors import UserError
+from mat.cli.text import single_line
 
 FOUND_IN_EMPTY = ("lost+found", "Thumbs.db", "desktop.ini")  # what systems put into directories, beside hidden files
 LOGS = (".log", ".out", ".err", ".txt")
@@ -28,8 +28,8 @@ def expand_path(text):
     """
     path = os.path.expanduser(expand_variables(text))
     if path.startswith("~"):
-        home = printable(path.partition(os.sep)[0])
-        raise UserError(f"{printable(text)}: no home directory {home} is known. Write it out, or ./{home} for a name that begins with ~")
+        home = single_line(path.partition(os.sep)[0])
+        raise UserError(f"{single_line(text)}: no home directory {home} is known. Write it out, or ./{home} for a name that begins with ~")
     if not path:
         raise UserError(f"the path {text!r} is empty. Write it out")
     return path
@@ -49,12 +49,12 @@ def expand_variables(text, change=str):
     def value(match):
         name = match[1] or match[2]
         if not name.isascii() or name not in os.environ:
-            raise UserError(f"{printable(text)}: the variable {printable(name)} is not set. Set it, or write out what is meant")
+            raise UserError(f"{single_line(text)}: the variable {single_line(name)} is not set. Set it, or write out what is meant")
         return change(os.environ[name])
 
     expanded = VARIABLE.sub(value, text)
     if left := VARIABLE.search(expanded):
-        raise UserError(f"{printable(text)}: {printable(left[0])} is left when its variables are replaced. Write out what is meant")
+        raise UserError(f"{single_line(text)}: {single_line(left[0])} is left when its variables are replaced. Write out what is meant")
     return expanded
 
 
@@ -148,7 +148,7 @@ def check_writable(path, remedy):
 
 
 @contextlib.contextmanager
-def held_alone(path, remedy):
+def exclusive_lock(path, remedy):
     """Within the block this process alone holds the lock file `path`; the system frees it when the process dies.
 
     On file systems that know no locks nothing is held. The file itself stays.

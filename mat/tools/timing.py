@@ -19,16 +19,16 @@ import numpy as np
 import tensorflow as tf
 
 from mat import __version__
-from mat.checkpoints import Checkpoints, RunRecord
+from mat.cli.devices import configure, device_name, use_xla
+from mat.cli.errors import NonFiniteLossError, UserError
+from mat.cli.progress import ProgressLine
 from mat.data.reading import read_records
 from mat.data.records import IMAGE, LABEL, record_path
 from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO, CROP_ATTEMPTS, SATURATION, resize, train_dataset
-from mat.devices import configure, device_name, use_xla
-from mat.errors import NonFiniteLossError, UserError
 from mat.models import create_model
 from mat.models.prepared import compile_with
-from mat.terminal import ProgressLine
-from mat.tools.convolutions import Convolutions, seconds_of
+from mat.results.checkpoints import Checkpoints, RunRecord
+from mat.tools.conv_bound import Convolutions, seconds_of
 from mat.tools.synthetic import make_synthetic_records
 from mat.trainer import create_step, sample_patches
 

@@ -1,0 +1,1 @@
+"""What a training run leaves behind: result directory, checkpoints, TensorBoard events, summary."""

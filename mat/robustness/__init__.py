@@ -1,0 +1,1 @@
+"""Accuracy under universal patch attacks: plan -> fit -> score -> report."""
