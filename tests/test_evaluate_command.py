@@ -15,57 +15,68 @@ from mat.config import PatchTrainingConfig
 from mat.evaluate import main, parse_arguments, read_config
 from mat.models import create_model, save_weights
 
-ROOT = pathlib.Path(__file__).parent.parent
+PROGRAM = [sys.executable, str(pathlib.Path(__file__).parent.parent / "mat" / "evaluate.py")]
 FAST = ["--quick", "--iterations", "2", "--max-images", "20", "--set", "evaluation.n_targets=1"]
+REPORT = pathlib.Path("plain_quick_evaluation")
 
 
 @pytest.fixture
-def case(tmp_path, undefended, monkeypatch):
-    """A directory with the undefended network's config and weights, `plain.yaml` and `plain.h5`; it is the working directory."""
+def command(tmp_path, undefended, monkeypatch, capsys):
+    """A function from more arguments to (exit status, standard error, standard output) of `mat-evaluate plain.yaml --weights plain.h5`.
+
+    These are the undefended network's config and weights, in the working directory.
+    """
     config, weights = undefended
     config.to_yaml(tmp_path / "plain.yaml")
     shutil.copy(weights, tmp_path / "plain.h5")
+    shutil.copytree(config.data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("run*"))
     monkeypatch.chdir(tmp_path)
-    return config
+
+    def run(*arguments):
+        status = main(["plain.yaml", "--weights", "plain.h5", *FAST, *map(str, arguments)])
+        return status, *reversed(capsys.readouterr())
+
+    run.config = config
+    return run
 
 
-def command(capsys, *arguments):
-    """(exit status, standard error, standard output) of `mat-evaluate plain.yaml --weights plain.h5` and more arguments."""
-    status = main(["plain.yaml", "--weights", "plain.h5", *map(str, arguments)])
-    output, errors = capsys.readouterr()
-    return status, errors, output
-
-
-def test_a_quick_evaluation_writes_its_report_beside_the_weights(case, capsys):
-    status, errors, output = command(capsys, *FAST)
+def test_a_quick_evaluation_writes_its_report_beside_the_weights(command):
+    status, errors, output = command()
     assert (status, errors) == (0, "")
-    report = json.loads(pathlib.Path("plain_quick_evaluation/report.json").read_text())
+    content = (REPORT / "report.json").read_bytes()
+    clean, robust = (json.loads(content)["headline"][key] for key in ("clean", "robust"))
     for words in (
         "plain.h5: evaluating into plain_quick_evaluation",
+        "20 to score on, 960 training images to fit patches on",
+        "2 white-box patches x 2 iterations; 12x12 pixels, 16 images each time",
         "forward passes of one image",
         "clean accuracy",
-        "under the worst of 9 universal patches (white-box)",
+        f"{robust['accuracy']:.1%} ({robust['low']:.1%} to {robust['high']:.1%}) under the worst of 9 universal patches (white-box)",
+        "WARNING: not true that the interval is at most 7.0% wide",  # 20 images are too few
     ):
         assert words in output
-    headline = report["headline"]
-    assert f"{headline['robust']['accuracy']:.1%} ({headline['robust']['low']:.1%} to {headline['robust']['high']:.1%})" in output
-    assert headline["clean"]["n_images"] == 20
-    assert len(pathlib.Path("plain_quick_evaluation/examples.csv").read_text().splitlines()) == 21
-    assert "WARNING" in output  # 20 images are too few
-    before = pathlib.Path("plain_quick_evaluation/report.json").read_bytes()
-    status, errors, _ = command(capsys, *FAST)
+    assert clean["n_images"] == len((REPORT / "examples.csv").read_text().splitlines()) - 1 == 20
+    status, errors, _ = command()
     assert status == 2
     assert "plain_quick_evaluation: exists already" in errors
-    status, _, _ = command(capsys, *FAST, "--resume")
+    status, _, output = command("--resume", "--set", "data_dir=data")  # the same data elsewhere
     assert status == 0
-    again = json.loads(pathlib.Path("plain_quick_evaluation/report.json").read_text())
-    assert {**again, "run": None} == {**json.loads(before), "run": None}
+    assert "was finished before" in output
+    assert (REPORT / "report.json").read_bytes() == content
+    shutil.copy("data/validation.tfrecord", "data/train.tfrecord")
+    for arguments, words in (
+        (["--set", "seed=1"], "seed: 0, and this one has seed: 1"),
+        (["--iterations", "3"], "evaluation.iterations: 2, and this one has evaluation.iterations: 3"),
+        (["--set", "data_dir=data"], "data_sha256"),
+    ):
+        status, errors, _ = command("--resume", *arguments)
+        assert status == 2
+        assert f"the evaluation in it has {words}" in errors
 
 
-def test_keras_weights_are_evaluated_too(case, capsys):
-    model = create_model(case)
-    model.save_weights("model.weights.h5")
-    assert main(["plain.yaml", "--weights", "model.weights.h5", *FAST, "--iterations", "1"]) == 0
+def test_keras_weights_are_evaluated_too(command):
+    create_model(command.config).save_weights("model.weights.h5")
+    assert command("--weights", "model.weights.h5", "--iterations", "1")[0] == 0
     assert pathlib.Path("model_quick_evaluation/report.md").is_file()
 
 
@@ -73,10 +84,11 @@ def test_keras_weights_are_evaluated_too(case, capsys):
     ("arguments", "words"),
     [
         (["--attacks", "white_box,magic"], "evaluation.attacks[1] must be one of 'white_box', 'gradient_free'. Received: 'magic'"),
-        (["--max-images", "0"], "evaluation.max_images must be in [1"),
+        (["--max-images", "0"], "evaluation.max_images must be a whole number of at least 1, or null. Received: 0"),
         (["--iterations", "many"], "evaluation.iterations must be a whole number"),
         (["--set", "patch_shape=[33, 33, 3]"], "at most [32, 32, 3]. Received: [33, 33, 3]"),
         (["--set", "data_dir=nowhere"], "nowhere/train.tfrecord: no such file"),
+        (["--set", "data_dir=empty"], "empty/train.tfrecord: no records"),
         (["--set", "width=2"], "plain.h5: these weights are not of this network: conv2d has the shapes"),
         (["--weights", "none.h5"], "none.h5: no such weights file"),
         (["--weights", "."], ".: no such weights file"),
@@ -93,83 +105,60 @@ def test_keras_weights_are_evaluated_too(case, capsys):
         (["--output", ".", "--resume"], ".: holds no evaluation to continue"),
     ],
 )
-def test_faulty_input_ends_with_status_2_one_message_and_no_report(case, capsys, arguments, words):
+def test_faulty_input_ends_with_status_2_one_message_and_no_report(command, arguments, words):
+    pathlib.Path("empty").mkdir()
+    pathlib.Path("empty/train.tfrecord").write_bytes(b"")
     if "nan.h5" in arguments:
-        model = create_model(case)
+        model = create_model(command.config)
         model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
         save_weights(model, "nan.h5")
-    before = {path.name for path in pathlib.Path().iterdir()}
-    status, errors, _ = command(capsys, *FAST, *arguments)
+    before = set(pathlib.Path().rglob("*"))
+    status, errors, _ = command(*arguments)
     assert status == 2
     assert errors.startswith("mat-evaluate: ")
     assert errors.count("\n") == 1
     assert words in errors
-    written = {path.name for path in pathlib.Path().iterdir()} - before
-    assert not [path for name in written for path in pathlib.Path(name).glob("report.*")]
+    assert set(pathlib.Path().rglob("*")) == before
 
 
-def test_a_corrupt_data_set_is_named(case, capsys, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(case.data_dir, data, ignore=shutil.ignore_patterns("run*"))
-    (data / "validation.tfrecord").write_bytes(b"")
-    status, errors, _ = command(capsys, *FAST, "--set", f"data_dir={data}")
-    assert status == 2
-    assert f"{data}/validation.tfrecord: no records" in errors
-
-
-def test_another_protocol_is_not_continued(case, capsys):
-    assert command(capsys, *FAST)[0] == 0
-    status, errors, _ = command(capsys, *FAST, "--resume", "--set", "seed=1")
-    assert status == 2
-    assert "the evaluation in it has seed: 0, and this one has seed: 1" in errors
-    shutil.copytree(case.data_dir, "data", ignore=shutil.ignore_patterns("run*"))
-    assert command(capsys, *FAST, "--resume", "--set", "data_dir=data")[0] == 0  # the same data elsewhere
-    shutil.copy("data/validation.tfrecord", "data/train.tfrecord")
-    status, errors, _ = command(capsys, *FAST, "--resume", "--set", "data_dir=data")
-    assert status == 2
-    assert "the evaluation in it has data_sha256" in errors
-    status, errors, _ = command(capsys, *FAST, "--resume", "--iterations", "3")
-    assert "evaluation.iterations: 2, and this one has evaluation.iterations: 3" in errors
-
-
-def test_arguments_become_the_protocol(case):
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        (["--iterations", "700", "--restarts", "3", "--attacks", "white_box,gradient_free"], {"iterations": 700, "restarts": 3}),
+        (["--set", "evaluation.iterations=700", "--set", "evaluation.curves=true"], {"iterations": 700, "curves": True}),
+    ],
+)
+def test_what_is_named_wins_over_quick(command, arguments, changes):
     def protocol(*arguments):
         return read_config(parse_arguments(["plain.yaml", "--weights", "plain.h5", *arguments])).evaluation
 
-    assert protocol() == PatchTrainingConfig().evaluation
-    assert protocol("--quick") == PatchTrainingConfig().evaluation.quick()
-    named = protocol("--quick", "--iterations", "700", "--restarts", "3", "--attacks", "white_box,gradient_free")
-    assert (named.iterations, named.restarts, named.attacks, named.starts) == (700, 3, ("white_box", "gradient_free"), ("random",))
-    named = protocol("--quick", "--set", "evaluation.iterations=700", "--set", "evaluation.curves=true")
-    assert (named.iterations, named.curves, named.step_sizes) == (700, True, (0.05,))
+    full = PatchTrainingConfig().evaluation
+    changes |= {"attacks": full.attacks} if "--attacks" in arguments else {}
+    assert protocol() == full
+    assert protocol(*arguments) == full.replace(**changes)
+    assert protocol("--quick", *arguments) == full.quick().replace(**changes)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_stop_the_evaluation_and_keep_what_was_fitted(case, capsys, tmp_path, number, status):
+def test_signals_stop_the_evaluation_and_keep_what_was_fitted(command, number, status):
     endless = [*FAST, "--restarts", "500", "--set", "evaluation.images_at_once=16", "--set", "evaluation.images_per_iteration=16"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "mat" / "evaluate.py"), "plain.yaml", "--weights", "plain.h5", *endless],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    kept, deadline = pathlib.Path("plain_quick_evaluation/restarts"), time.monotonic() + 60
-    while process.poll() is None and not (kept.is_dir() and len(list(kept.glob("*.npz"))) >= 2) and time.monotonic() < deadline:
+    arguments = [*PROGRAM, "plain.yaml", "--weights", "plain.h5", *endless]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(list(REPORT.glob("restarts/*.npz"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert errors.splitlines()[-1] == "mat-evaluate: Stopped; what was fitted is kept: run the same command with --resume"
     assert "Traceback" not in errors
-    assert not list(pathlib.Path("plain_quick_evaluation").glob("report.*"))
-    assert not list(kept.glob("*.part"))
+    assert not [*REPORT.glob("report.*"), *REPORT.glob("restarts/*.part")]
 
 
 def test_help_and_config_errors_come_without_tensorflow(tmp_path):
     (tmp_path / "config.yaml").write_text("evaluation: {iteration: 3}\n")
     for arguments, words in ((["--help"], "evaluation.n_fit_images"), (["config.yaml", "--weights", "x.h5"], "Did you mean")):
-        code = [sys.executable, "-X", "importtime", str(ROOT / "mat" / "evaluate.py"), *arguments]
+        code = [PROGRAM[0], "-X", "importtime", PROGRAM[1], *arguments]
         process = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
         assert words in process.stdout + process.stderr
         assert "tensorflow" not in process.stderr

@@ -1,151 +1,205 @@
-"""A whole evaluation of one network: what it needs is found and checked, the findings become a report, and its summary is printed."""
+"""An evaluation of one network, from its inputs to the report: plan, fit, score, report."""
 
-import dataclasses
 import datetime
+import functools
+import os
 import time
+from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from mat import __version__
-from mat.cli.config_keys import plain_values
 from mat.cli.console import console, print_facts
-from mat.cli.devices import device_name, memory_limits, precision_overrides
+from mat.cli.devices import device_name, memory_limits, precision_overrides, use_xla
 from mat.cli.errors import UserError
 from mat.cli.files import npz
-from mat.cli.progress import duration
+from mat.cli.progress import WorkProgress, duration
+from mat.config import PatchTrainingConfig
+from mat.data.reading import Records
 from mat.data.splits import class_names, describe, fingerprint
 from mat.models.resnet import forward_flops
 from mat.models.weights import git_blob
-from mat.robustness.fit import Evaluation
+from mat.robustness.checklist import NOT_CHECKED, WARNING, checklist
+from mat.robustness.fit import Callbacks, FittedPatch, fit_patches
+from mat.robustness.inputs import find_patches, read_bank, read_patches
 from mat.robustness.intervals import interval_text
 from mat.robustness.pictures import report_pictures
-from mat.robustness.report import NOT_CHECKED, WARNING, checklist, examples_csv, make_report, report_json, report_markdown, robust_words
-from mat.robustness.store import PATCHES, REPORT, ReportDirectory, find_patches, read_bank, read_patches, read_report
+from mat.robustness.plan import CURVE_PATCHES, EvaluationPlan, curve_specs, make_plan
+from mat.robustness.report import examples_csv, make_report, report_json, robust_words
+from mat.robustness.score import Scores, check_defined, control_patches, position_gradients, score_patches, vanishing_gradients
+from mat.robustness.store import FITTED_PATCHES_FILE, REPORT_FILE, ReportDirectory, read_report
+from mat.robustness.tables import report_markdown
+from mat.robustness.universal import Images, UniversalAttacks, load_images
 
-SUBJECT_KEYS = (  # of the config, those that the results depend on
-    *("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
-    *("patch_shape", "seed", "deterministic", "jit_compile"),
-)
+Path = str | os.PathLike[str]
+Splits = tuple[Records, Records]
+NETWORK_KEYS = ("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision")
+SUBJECT_KEYS = (*NETWORK_KEYS, "patch_shape", "seed", "deterministic", "jit_compile")  # of the config; the results depend on them
 
 
-def evaluate(config, model, splits, directory, *, weights, bank=None, patches_from=None, resume=False, or_next=False):
-    """Evaluate a network and write the report, unless it is there already.
+def measure_robustness(
+    config: PatchTrainingConfig,
+    model: keras.Model,
+    splits: Splits,
+    directory: Path,
+    *,
+    weights: Path,
+    bank: Path | None = None,
+    patches_from: Path | None = None,
+    resume: bool = False,
+    or_next: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a network and write the report, unless it is there already; returns the report.
 
     Args:
-        config: a `PatchTrainingConfig`; its section `evaluation` is the protocol.
-        model: the network with its weights.
-        splits: (training, validation) `Records`.
+        config: its section `evaluation` is the protocol.
+        model: the network, with the weights that came from the file `weights`.
+        splits: training and validation records.
         directory: where the report goes.
-        weights: path of the file that the weights came from.
-        bank: path of a `patches.npz` to start attacks from, or None.
-        patches_from: directory of an evaluation of another network whose patches are tried on this one, or None.
+        bank: a `patches.npz` to start attacks from.
+        patches_from: directory of an evaluation of another network, whose patches are tried on this one.
         resume: continue the evaluation in the directory. A finished report counts if protocol, data, weights, bank, foreign patches and
             the versions of this program and of TensorFlow are the same.
         or_next: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
-
-    Returns:
-        dict, the report.
 
     Raises:
         UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
     foreign = find_patches(patches_from, but_not=directory) if patches_from else None
-    transferred = read_patches(foreign) if foreign else ()
+    plan = make_plan(config, splits, bank=start_bank, transferred=read_patches(foreign) if foreign else [])
     files = {"weights": weights, "bank": bank, "patches_from": foreign}
-    blobs = {f"{name}_git_blob": git_blob(path) if path else None for name, path in files.items()}
-    if foreign and (read_report(foreign.parent) or {"subject": {}})["subject"].get("weights_git_blob") == blobs["weights_git_blob"]:
-        raise UserError(f"{foreign}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
-    settings = {key: plain_values(getattr(config, key)) for key in SUBJECT_KEYS} | blobs
-    settings |= {"data_sha256": fingerprint(splits), "precision_overrides": precision_overrides(config.precision)}
-    settings |= {"mat": __version__, "tensorflow": tf.__version__}
-    protocol = plain_values(dataclasses.asdict(config.evaluation))
-    fixed_keys = [f.name for f in dataclasses.fields(config.evaluation) if not f.metadata["free"]]
-    fixed = settings | {f"evaluation.{key}": protocol[key] for key in fixed_keys}
-    results = ReportDirectory(directory, fixed, resume=resume, or_next=or_next)
-    if report := results.finished():
+    subject, protocol = _subject(config, splits, files), config.to_values()["evaluation"]
+    fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
+    results = ReportDirectory(directory, subject | fixed, resume=resume, or_next=or_next)
+    title, report = "This evaluation was finished before", results.finished()
+    if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
-        _print_summary(report, results.path, title="This evaluation was finished before")
-        return report
-    with memory_limits(lambda: _less_memory(config)):
-        evaluation = Evaluation(config, model, splits, results, bank=start_bank, transferred=transferred)
-    _print_plan(config, evaluation, splits, weights, forward_flops(model))
-    started = time.monotonic()
-    try:
-        results.create()
-        with memory_limits(lambda: _less_memory(config)):
-            findings = evaluation.run()
-        names = class_names(config.data_dir, config.n_classes)
-        subject = {name: str(path) if path else None for name, path in files.items()} | {"data_dir": config.data_dir} | settings
-        report = make_report(findings, protocol=config.evaluation, subject=subject | {"protocol": protocol}, class_names=names)
-        run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
-        report["run"] = run | {"device": device_name()}
-        results.write(_files(findings, report, names))
-    except OSError as error:
-        raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
-    _print_summary(report, results.path, title="Evaluated")
+    else:
+        title, started = "Evaluated", time.monotonic()
+        words = {"weights": weights, **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes)}
+        _print_plan(plan, forward_flops(model), words, results)
+        try:
+            scores = _run(plan, model, splits, results, jit_compile=use_xla(config.jit_compile))
+            names = class_names(config.data_dir, config.n_classes)
+            paths = {name: str(path) if path else None for name, path in files.items()} | {"data_dir": config.data_dir}
+            subject = paths | subject | {"protocol": protocol}
+            report = make_report(scores, protocol=config.evaluation, subject=subject, class_names=names)
+            run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
+            report["run"] = run | {"device": device_name()}
+            results.write(_report_files(scores, report, names))
+        except OSError as error:
+            raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
+    _print_summary(report, results, title)
     return report
 
 
-def _less_memory(config):
-    """How to get along with less memory."""
-    return (
-        f"evaluation.images_at_once: {config.evaluation.images_at_once} images take more than there is. Set fewer, at least "
-        f"evaluation.images_per_iteration: {config.evaluation.images_per_iteration}, and run the same command with --resume: what was "
-        "fitted is kept"
+def _subject(config: PatchTrainingConfig, splits: Splits, files: dict[str, Any]) -> dict[str, Any]:
+    """What is evaluated, by what: all that the results depend on but the protocol."""
+    values, foreign = config.to_values(), files["patches_from"]
+    blobs = {f"{name}_git_blob": git_blob(path) if path else None for name, path in files.items()}
+    if foreign and (read_report(foreign.parent) or {"subject": {}})["subject"].get("weights_git_blob") == blobs["weights_git_blob"]:
+        raise UserError(f"{foreign}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
+    computing = {"precision_overrides": precision_overrides(config.precision), "mat": __version__, "tensorflow": tf.__version__}
+    return {key: values[key] for key in SUBJECT_KEYS} | blobs | {"data_sha256": fingerprint(splits)} | computing
+
+
+def _run(plan, model, splits, results, *, jit_compile):
+    """Load the images, then fit and score what is planned; gives the `Scores`."""
+    advice = (
+        f"evaluation.images_at_once: {plan.images_at_once} images take more than there is. Set fewer, at least "
+        f"evaluation.images_per_iteration: {plan.images_per_iteration}, and run the same command with --resume: what was fitted is kept"
+    )
+    with memory_limits(lambda: advice):
+        fit_examples, scored = (
+            load_images(records.take(chosen), n_classes=plan.n_classes, image_size=plan.image_size)
+            for records, chosen in zip(splits, (plan.fit_examples, plan.scored_examples), strict=True)
+        )
+        attacks = UniversalAttacks(model, fit_examples.images, fit_examples.labels, jit_compile=jit_compile)
+        # A few images now, before anything is written: weights that are NaN are NaN on every image.
+        few = attacks.predict_clean(scored.images[: plan.images_at_once], images_at_once=plan.images_at_once)
+        check_defined(few, "without a patch")
+        results.create()
+        with WorkProgress(plan.cost) as progress:
+            return fit_and_score(plan, attacks, scored, Callbacks(results.load, results.save, progress.advance, progress.skip))
+
+
+def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Images, callbacks: Callbacks) -> Scores:
+    """Fit and score everything that a plan says; a UserError tells of a loss or logits that are not finite."""
+    score = functools.partial(score_patches, plan=plan, attacks=attacks, scored=scored, callbacks=callbacks)
+    clean = attacks.predict_clean(scored.images, images_at_once=plan.images_at_once)
+    callbacks.advance(len(clean), "clean images")
+    check_defined(clean, "without a patch")
+    controls = score(control_patches(plan, attacks.images))
+    transfer = score([FittedPatch(f"transfer-{name}", patch) for name, patch in plan.transferred])
+    grid = score(fit_patches(plan.grid, plan, attacks, callbacks))
+    gradient_free = score(fit_patches(plan.gradient_free, plan, attacks, callbacks))
+    strongest = np.argsort([np.mean(patch.predictions == scored.labels) for patch in grid], kind="stable")[:CURVE_PATCHES]
+    specs = curve_specs(plan, [plan.grid[i] for i in strongest])
+    curves = score(fit_patches(specs, plan, attacks, callbacks))
+    return Scores(
+        records=scored.records,
+        labels=scored.labels,
+        images=scored.images,
+        offsets=plan.scored_offsets(plan.patch_shape),
+        clean=clean,
+        controls=controls,
+        grid=grid,
+        gradient_free=gradient_free,
+        transfer=transfer,
+        iterations=[patch for patch, spec in zip(curves, specs, strict=True) if spec.patch_shape == plan.patch_shape],
+        patch_sizes=[patch for patch, spec in zip(curves, specs, strict=True) if spec.n_iterations == plan.grid[0].n_iterations],
+        vanishing=vanishing_gradients(plan, attacks, scored, callbacks),
+        position_gradients=position_gradients(plan, attacks, scored, callbacks),
+        cost=plan.cost,
     )
 
 
-def _files(findings, report, names):
+def _report_files(scores, report, names):
     """Everything that a finished evaluation writes, name -> bytes, the report last."""
-    fitted, accuracies = findings.fitted, [row["accuracy"] for row in (*report["grid"], *report["gradient_free"])]
+    fitted, accuracies = scores.fitted, [row["accuracy"] for row in (*report["grid"], *report["gradient_free"])]
     files = {
-        PATCHES: npz(names=[o.name for o in fitted], patches=[o.patch for o in fitted], accuracies=accuracies),
-        "examples.csv": examples_csv(findings),
+        FITTED_PATCHES_FILE: npz(names=[p.name for p in fitted], patches=[p.patch for p in fitted], accuracies=accuracies),
+        "examples.csv": examples_csv(scores),
         "report.md": report_markdown(report),
     }
     try:
-        files |= report_pictures(findings, report, names)
+        files |= report_pictures(scores, report, names)
     except ImportError:
         console.print("No pictures: they need matplotlib (pip install matplotlib)")
-    return files | {REPORT: report_json(report)}
+    return files | {REPORT_FILE: report_json(report)}
 
 
-def _print_plan(config, evaluation, splits, weights, flops):
-    """What the evaluation will do."""
-    protocol = config.evaluation
-    kinds = {kind: [r for r in evaluation.grid if r.attack == kind] for kind in ("white_box", "gradient_free")}
-    attacks = [f"{len(kinds['white_box'])} white-box patches x {protocol.iterations} iterations"]
-    if kinds["gradient_free"]:
-        attacks.append(f"{len(kinds['gradient_free'])} gradient-free x {protocol.search_iterations} queries")
-    if evaluation.transferred:
-        attacks.append(f"{len(evaluation.transferred)} transferred")
-    height, width, _ = config.patch_shape
-    cost = evaluation.cost()
-    facts = {
-        "weights": str(weights),
-        **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes),
-        "images": f"{len(evaluation.labels):,} to score on, {len(evaluation.fit_labels):,} training images to fit patches on",
-        "attacks": f"{', '.join(attacks)}; {height}x{width} pixels, {protocol.images_per_iteration} images each time",
-        "cost": f"{cost:,} forward passes of one image, {cost * flops / 1e12:,.1f} TFLOP",
-        "report": str(evaluation.store.path),
+def _print_plan(plan, flops, words, results):
+    """Print what the evaluation will do."""
+    attacks = [f"{len(plan.grid)} white-box patches x {plan.grid[0].n_iterations} iterations"]
+    if plan.gradient_free:
+        attacks.append(f"{len(plan.gradient_free)} gradient-free x {plan.gradient_free[0].n_iterations} queries")
+    if plan.transferred:
+        attacks.append(f"{len(plan.transferred)} transferred")
+    height, width, _ = plan.patch_shape
+    facts = words | {
+        "images": f"{len(plan.scored_examples):,} to score on, {len(plan.fit_examples):,} training images to fit patches on",
+        "attacks": f"{', '.join(attacks)}; {height}x{width} pixels, {plan.images_per_iteration} images each time",
+        "cost": f"{plan.cost:,} forward passes of one image, {plan.cost * flops / 1e12:,.1f} TFLOP",
+        "report": results.path,
     }
     print_facts("Robustness against universal patches", facts)
 
 
-def _print_summary(report, path, *, title):
-    """How the network did, and what to doubt."""
-    headline = report["headline"]
+def _print_summary(report, results, title):
+    """Print how the network did, and what to doubt."""
     facts = {
-        "clean accuracy": interval_text(headline["clean"]),
+        "clean accuracy": interval_text(report["headline"]["clean"]),
         "robust accuracy": robust_words(report),
         "time": duration(report["run"]["seconds"]),
-        "report": f"{path}: report.md, {REPORT}",
+        "report": f"{results.path}: report.md, {REPORT_FILE}",
     }
     print_facts(title, facts)
     for item in report["checklist"]:
         if item["status"] == WARNING:
             console.print(f"  WARNING: not true that {item['check']}: {item['message']}")
-    unchecked = sum(item["status"] == NOT_CHECKED for item in report["checklist"])
-    if unchecked:
+    if unchecked := sum(item["status"] == NOT_CHECKED for item in report["checklist"]):
         console.print(f"  {unchecked} of {len(report['checklist'])} checks were not part of this protocol (report.md)")

@@ -1,45 +1,44 @@
-"""The grid of universal patch attacks: which patches are fitted, in which chunks, and what is drawn for them on the host.
-
-Shapes: `T` iterations, patches `h` x `w`.
-"""
+"""The plan of an evaluation: which patches are fitted and scored, on which images, and what that costs."""
 
 import dataclasses
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mat.cli.errors import UserError
+from mat.config import PatchTrainingConfig
+from mat.data.reading import Records
 from mat.seeds import generator
 
+ITERATIONS_PER_CALL = {"white_box": 5, "gradient_free": 25}  # of a compiled attack; few, because Ctrl-C waits for the call
+PASSES_PER_CALL = {"white_box": 10, "gradient_free": 26}  # forward passes; a gradient counts as two, and a search scores its start too
 ITERATION_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the curve, in units of the grid's iterations
-LARGEST_SQUARE = 0.5  # side of the first squares of the random search, in units of the patch
+CURVE_PATCHES = 3  # the strongest of the grid, which the curves follow
+VANISHING_IMAGES = 500  # images in which patches without a gradient are counted
+POSITION_IMAGES = 56  # images on which gradients are compared over positions
+PASSES_PER_GRADIENT = 2
+
+Shape = tuple[int, ...]  # (h, w, 3)
+Bank = tuple[np.ndarray, np.ndarray]  # patches float32 [P, h, w, 3] and their targets int64 [P]
+NamedPatches = Sequence[tuple[str, np.ndarray]]  # names and patches float32 [h, w, 3]
 
 
 @dataclasses.dataclass(frozen=True)
-class Restart:
-    """One patch to be fitted: the attack, where it starts and how it goes on.
+class PatchSpec:
+    """One patch to be fitted: the attack, where it starts and how it goes on."""
 
-    Attributes:
-        attack: "white_box" | "gradient_free".
-        target: the class that images are driven to, or None for away from their own.
-        start: "random" | "data" | "grey" | "bank".
-        step_size: of the first iteration, in units of the pixel range; None without gradients.
-        repeat: which of the restarts that agree in all of the above.
-        n_iterations: T.
-        patch_shape: (h, w, 3).
-        series: what it is fitted for: "grid" | "curve".
-    """
-
-    attack: str
-    target: int | None
-    start: str
-    step_size: float | None
-    repeat: int
-    n_iterations: int
-    patch_shape: tuple
-    series: str = "grid"
+    attack: str  # "white_box" | "gradient_free"
+    target: int | None  # the class that images are driven to, or None for away from their own
+    start: str  # "random" | "data" | "grey" | "bank"
+    step_size: float | None  # of the first iteration, in units of the pixel range; None without gradients
+    repeat: int  # which of the patches that agree in all of the above
+    n_iterations: int  # gradient steps or queries
+    patch_shape: Shape
+    series: str = "grid"  # what it is fitted for: "grid" | "curve"
 
     @property
-    def stream(self):
+    def stream(self) -> str:
         """Name of its random stream, which all points of a curve share, but not with the grid."""
         goal = "untargeted" if self.target is None else f"target{self.target}"
         step = "" if self.step_size is None else f"-step{self.step_size!r}"
@@ -47,115 +46,133 @@ class Restart:
         return f"{self.attack}-{goal}-{self.start}{step}-{self.repeat}{curve}"
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Its name in the report and of its file."""
         height, width, _ = self.patch_shape
         return self.stream + (f"-{self.n_iterations}-{height}x{width}" if self.series == "curve" else "")
 
+    def cost(self, images_per_iteration: int) -> int:
+        """Forward passes, of one image each, that fit it."""
+        n_calls = -(-self.n_iterations // ITERATIONS_PER_CALL[self.attack])
+        return n_calls * PASSES_PER_CALL[self.attack] * images_per_iteration
 
-def plan_grid(protocol, *, n_classes, patch_shape, seed, has_bank):
-    """The restarts of the grid: targets x starts x step sizes x repeats, white-box ones first.
 
-    Args:
-        protocol: an `EvaluationConfig`.
-        n_classes: targets are drawn from 0 .. n_classes - 1.
-        patch_shape: (h, w, 3).
-        seed: the config's seed.
-        has_bank: whether patches can start from a trained bank.
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationPlan:
+    """What an evaluation fits and scores."""
 
-    Returns:
-        list of `Restart`.
+    grid: list[PatchSpec]  # white-box patches to be fitted; those of the curves depend on how these do
+    gradient_free: list[PatchSpec]
+    curve_scales: Sequence[float] | None  # patch sizes of the curve in units of patch_shape; None without curves
+    bank: Bank | None  # to start from
+    transferred: NamedPatches  # fitted on another network
+    n_controls: int  # noise patches, and as many natural ones
+    fit_examples: np.ndarray  # positions of the training records that patches are fitted on
+    scored_examples: np.ndarray  # positions of the validation records that patches are scored on
+    images_per_iteration: int  # training images in each step or query of a patch
+    images_at_once: int  # images in one pass of the network
+    patch_shape: Shape
+    image_size: int  # height and width, pixels
+    n_classes: int
+    seed: int  # of all draws
+
+    @property
+    def cost(self) -> int:
+        """Forward passes of the network, of one image each, that all of it takes; a gradient counts as two."""
+        specs = [*self.grid, *self.gradient_free, *curve_specs(self, self.grid[:CURVE_PATCHES])]
+        n_images, n_positions = len(self.scored_examples), len(grid_offsets(self.image_size, self.patch_shape))
+        n_scored = len(specs) + len(self.transferred) + 2 * self.n_controls + 2  # and grey, and without a patch
+        n_gradients = 2 * min(VANISHING_IMAGES, n_images) + n_positions * min(POSITION_IMAGES, n_images)
+        fitting = sum(spec.cost(self.images_per_iteration) for spec in specs)
+        return fitting + n_scored * n_images + PASSES_PER_GRADIENT * n_gradients
+
+    def scored_offsets(self, patch_shape: Shape) -> np.ndarray:
+        """Where patches of a shape lie in the scored images, int32 [N, 2]."""
+        rng = generator(self.seed, "evaluation/offsets")
+        return draw_offsets(rng, [len(self.scored_examples)], self.image_size, patch_shape)
+
+
+def make_plan(
+    config: PatchTrainingConfig, splits: tuple[Records, Records], *, bank: Bank | None = None, transferred: NamedPatches = ()
+) -> EvaluationPlan:
+    """The plan of the evaluation that `config.evaluation` asks for, on (training, validation) records.
+
+    Raises:
+        UserError: the white-box attack has no start, or a transferred patch has another shape.
     """
-    n_targets = min(protocol.n_targets, n_classes)
-    drawn = generator(seed, "evaluation/targets").permutation(n_classes)[:n_targets]
-    targets = [None, *sorted(int(target) for target in drawn)]
-    starts = [start for start in protocol.starts if start != "bank" or has_bank]
-    grid = [
-        Restart("white_box", target, start, step_size, repeat, protocol.iterations, patch_shape)
-        for target in targets
-        for start in starts
-        for step_size in protocol.step_sizes
-        for repeat in range(protocol.restarts)
-    ]
-    if "gradient_free" in protocol.attacks:
-        grid += [
-            Restart("gradient_free", target, "random", None, repeat, protocol.search_iterations, patch_shape)
-            for target in targets
-            for repeat in range(protocol.restarts)
-        ]
-    return grid
+    protocol, shape, seed = config.evaluation, config.patch_shape, config.seed
+    for name, patch in transferred:
+        if patch.shape != shape:
+            raise UserError(
+                f"the patch {name} to transfer is of the shape {list(patch.shape)}, and patch_shape: {list(shape)} would compare patches "
+                "of two sizes. Set patch_shape, or fit the patches at this size"
+            )
+    starts = [start for start in protocol.starts if start != "bank" or bank is not None]
+    if not starts:
+        raise UserError(
+            "evaluation.starts: [bank] starts attacks from a bank, and there is none. Give one with --bank, or add another start"
+        )
+    drawn = generator(seed, "evaluation/targets").permutation(config.n_classes)[: protocol.n_targets]
+    targets, repeats = [None, *sorted(drawn.tolist())], range(protocol.restarts)
+    grid = itertools.product(["white_box"], targets, starts, protocol.step_sizes, repeats, [protocol.iterations], [shape])
+    search = itertools.product(["gradient_free"], targets, ["random"], [None], repeats, [protocol.search_iterations], [shape])
+    copied = {key: getattr(protocol, key) for key in ("n_controls", "images_per_iteration", "images_at_once")}
+    copied |= {key: getattr(config, key) for key in ("patch_shape", "image_size", "n_classes", "seed")}
+    return EvaluationPlan(
+        grid=list(itertools.starmap(PatchSpec, grid)),
+        gradient_free=list(itertools.starmap(PatchSpec, search)) if "gradient_free" in protocol.attacks else [],
+        curve_scales=protocol.patch_scales if protocol.curves else None,
+        bank=bank,
+        transferred=transferred,
+        fit_examples=_choose(len(splits[0].labels), protocol.n_fit_images, generator(seed, "evaluation/fit_images")),
+        scored_examples=_choose(len(splits[1].labels), protocol.max_images, generator(seed, "evaluation/images")),
+        **copied,
+    )
 
 
-def curve_restarts(protocol, strongest, image_size):
-    """The restarts of the curves, which fit the `strongest` of the grid again at several numbers of iterations and sizes.
+def _choose(n_all: int, n_chosen: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Positions of `n_chosen` examples drawn at random, in order; all of them for None or where there are not more."""
+    return np.arange(n_all) if n_chosen is None or n_chosen >= n_all else np.sort(rng.permutation(n_all)[:n_chosen])
+
+
+def curve_specs(plan: EvaluationPlan, strongest: Sequence[PatchSpec]) -> list[PatchSpec]:
+    """The patches of the curves: the `strongest` of the grid again, at several numbers of iterations and sizes; none without curves.
 
     At the grid's own too: the strongest of many are strong by luck as well, which no other point of a curve has.
     """
-    restarts = []
-    for restart in strongest:
-        restart = dataclasses.replace(restart, series="curve")
-        numbers = [max(1, round(factor * restart.n_iterations)) for factor in ITERATION_FACTORS]
-        restarts += [dataclasses.replace(restart, n_iterations=number) for number in numbers]
-        shapes = scaled_shapes(restart.patch_shape, protocol.patch_scales, image_size)
-        restarts += [dataclasses.replace(restart, patch_shape=shape) for shape in shapes]
-    return list(dict.fromkeys(restarts))
+    if plan.curve_scales is None:
+        return []
+    specs = []
+    for spec in strongest:
+        spec = dataclasses.replace(spec, series="curve")
+        numbers = [max(1, round(factor * spec.n_iterations)) for factor in ITERATION_FACTORS]
+        shapes = {tuple(max(1, round(scale * side)) for side in plan.patch_shape[:2]) for scale in plan.curve_scales}
+        specs += [dataclasses.replace(spec, n_iterations=number) for number in numbers]
+        specs += [dataclasses.replace(spec, patch_shape=(*shape, 3)) for shape in sorted(shapes) if max(shape) <= plan.image_size]
+    return list(dict.fromkeys(specs))
 
 
-def scaled_shapes(patch_shape, scales, image_size):
-    """The patch shapes of the patch-size curve, but for the shape itself and those that do not fit into the image."""
-    shapes = {tuple(max(1, round(scale * side)) for side in patch_shape[:2]) for scale in scales}
-    return [(*shape, 3) for shape in sorted(shapes) if max(shape) <= image_size and shape != tuple(patch_shape[:2])]
+def chunks(specs: Sequence[PatchSpec], size: int) -> Iterator[list[PatchSpec]]:
+    """The specs in chunks to be fitted side by side, each of one attack, number of iterations and patch shape.
 
-
-def cosine_decay(n_iterations):
-    """Factors of the step size, from 1 towards 0 over the iterations; float32 [T]."""
-    return (0.5 * (1 + np.cos(np.pi * np.arange(n_iterations) / n_iterations))).astype(np.float32)
-
-
-def draw_squares(rng, progress, patch_shape):
-    """What the random search tries: squares that shrink as it goes on, in the corners of the color cube.
-
-    Args:
-        rng: a NumPy generator.
-        progress: float [T], how far the search is, from 0 to 1.
-        patch_shape: (h, w, 3).
-
-    Returns:
-        (row, column, side) int32 [T, 3], within the patch, and colors float32 [T, 3], each 0 or 1.
+    Chunks of a kind are of one length, at most `size`, so that one compiled function fits them all: the last is filled up with its last.
     """
-    height, width, channels = patch_shape
-    sides = np.maximum(1, np.round(LARGEST_SQUARE * min(height, width) * (1 - np.minimum(progress, 1)))).astype(np.int32)
-    sides[progress >= 1] = 0  # beyond the end nothing is painted
-    squares = np.stack([rng.integers(0, height - sides + 1), rng.integers(0, width - sides + 1), sides], axis=-1).astype(np.int32)
-    return squares, rng.integers(0, 2, size=(len(sides), channels)).astype(np.float32)
-
-
-def draw_offsets(rng, shape, image_size, patch_shape):
-    """Offsets (row, column) int32 [*shape, 2] from a NumPy generator, uniform over all positions of a patch, both ends included."""
-    rows = rng.integers(image_size - patch_shape[0] + 1, size=shape, dtype=np.int32)
-    return np.stack([rows, rng.integers(image_size - patch_shape[1] + 1, size=shape, dtype=np.int32)], axis=-1)
-
-
-def grid_offsets(image_size, patch_shape):
-    """Where a patch lies at the corners, the edges and in the middle of an image: a list of distinct (row, column), at most nine."""
-    ends = [image_size - side for side in patch_shape[:2]]
-    return list(dict.fromkeys(itertools.product(*([0, end // 2, end] for end in ends))))
-
-
-def chunks(restarts, size):
-    """Restarts in chunks of at most `size`, each of one attack, number of iterations and patch shape.
-
-    The chunks of a kind are of one length, so that one compiled function fits them all: the last one is filled up with copies of its
-    last restart.
-
-    Yields:
-        (restarts, the same filled up), both lists.
-    """
-    groups = {}
-    for restart in restarts:
-        groups.setdefault((restart.attack, restart.n_iterations, restart.patch_shape), []).append(restart)
+    groups: dict[tuple, list[PatchSpec]] = {}
+    for spec in specs:
+        groups.setdefault((spec.attack, spec.n_iterations, spec.patch_shape), []).append(spec)
     for group in groups.values():
         per_chunk = -(-len(group) // -(-len(group) // size))
         for start in range(0, len(group), per_chunk):
             chunk = group[start : start + per_chunk]
-            yield chunk, chunk + chunk[-1:] * (per_chunk - len(chunk))
+            yield chunk + chunk[-1:] * (per_chunk - len(chunk))
+
+
+def draw_offsets(rng: np.random.Generator, shape: Sequence[int], image_size: int, patch_shape: Shape) -> np.ndarray:
+    """Offsets (row, column) int32 [*shape, 2], uniform over all positions of a patch, both ends included."""
+    return np.stack([rng.integers(image_size - side + 1, size=shape, dtype=np.int32) for side in patch_shape[:2]], axis=-1)
+
+
+def grid_offsets(image_size: int, patch_shape: Shape) -> list[tuple[int, int]]:
+    """Where a patch lies at the corners, the edges and in the middle of an image: distinct (row, column), at most nine."""
+    ends = [image_size - side for side in patch_shape[:2]]
+    return list(dict.fromkeys((row, column) for row in (0, ends[0] // 2, ends[0]) for column in (0, ends[1] // 2, ends[1])))

@@ -1,0 +1,67 @@
+"""Patches that an evaluation is given: the trained bank, and patches fitted on another network."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from mat.cli.errors import UserError
+from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, REPORT_FILE, read_arrays
+
+
+def find_patches(run: str | os.PathLike[str], *, but_not: str | os.PathLike[str]) -> pathlib.Path:
+    """The patches file of the one finished evaluation in `run` (`--patches-from`).
+
+    Args:
+        run: directory of the evaluation, or the result directory of a training run with one in it.
+        but_not: directory of the evaluation that asks, which is none to take patches from.
+    """
+    run, own = pathlib.Path(run), pathlib.Path(but_not).resolve()
+    try:
+        directories = [run] if (run / FITTED_PATCHES_FILE).is_file() else sorted(run.glob(f"*{EVALUATION_SUFFIX}*"))
+        found = [d for d in directories if (d / FITTED_PATCHES_FILE).is_file() and (d / REPORT_FILE).is_file() and d.resolve() != own]
+    except OSError as error:
+        raise UserError(f"{run}: cannot be read (--patches-from): {error.strerror}") from None
+    if len(found) > 1:
+        raise UserError(f"{run}: several evaluations to take patches from. Give --patches-from one of {', '.join(map(str, found))}")
+    if not found:
+        raise UserError(
+            f"{run}: no patches to transfer (--patches-from): no finished evaluation in it or in *{EVALUATION_SUFFIX}*. Evaluate that "
+            "network first: python mat/evaluate.py CONFIG --weights FILE"
+        )
+    return found[0] / FITTED_PATCHES_FILE
+
+
+def read_patches(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
+    """The (name, patch float32 [h, w, 3] in [0, 1]) that an evaluation fitted, from its `universal_patches.npz`."""
+    try:
+        patches, names = _read(path, "names")
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}). Evaluate that network again") from None
+    return list(zip(names.tolist(), patches, strict=True))
+
+
+def read_bank(path: str | os.PathLike[str], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bank of `patches.npz`: patches float32 [P, h, w, 3] in [0, 1] and targets int64 [P] of 0 .. `n_classes` - 1."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such bank (--bank). Give the patches.npz of a training run")
+    try:
+        patches, targets = _read(path, "targets")
+        if not np.isin(targets, range(n_classes)).all():
+            raise ValueError(f"its targets go from {targets.min()} to {targets.max()}")
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not a bank for {n_classes} classes ({error}). Give the patches.npz of a training run of this config with --bank"
+        ) from None
+    return patches, targets.astype(np.int64)
+
+
+def _read(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, np.ndarray]:
+    """`patches` float32 [n, h, w, 3] in [0, 1], n >= 1, and the array `label` [n] of an `.npz` file; a ValueError where it has none."""
+    arrays = read_arrays(path)
+    patches, labels = arrays.get("patches", np.zeros(0)), arrays.get(label, np.zeros(0))
+    if patches.ndim != 4 or patches.shape[-1] != 3 or not patches.size or labels.shape != patches.shape[:1]:
+        raise ValueError(f"no patches [n, h, w, 3] with their {label}")
+    if not (patches.min() >= 0 and patches.max() <= 1):
+        raise ValueError("patches that are not in [0, 1]")
+    return patches.astype(np.float32), labels

@@ -1,0 +1,135 @@
+"""Scoring: what a network sees under patches, on validation images.
+
+A patch lies at one random position in each image, which is the same for every patch of a size.
+Shapes: `N` scored images, `T` iterations, images `H` x `W`, patches `h` x `w`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mat.cli.errors import UserError
+from mat.robustness.fit import Callbacks, FittedPatch, shrink
+from mat.robustness.plan import PASSES_PER_GRADIENT, POSITION_IMAGES, VANISHING_IMAGES, EvaluationPlan, PatchSpec, grid_offsets
+from mat.robustness.universal import UNDEFINED, Images, UniversalAttacks
+from mat.seeds import generator
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredPatch:
+    """A patch and what it did."""
+
+    name: str
+    patch: np.ndarray  # float32 [h, w, 3]
+    predictions: np.ndarray  # int64 [N], the predicted classes
+    losses: np.ndarray  # float32 [T], of its iterations; empty for a patch that was not fitted
+    spec: PatchSpec | None  # how it was fitted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """All that an evaluation measured."""
+
+    records: np.ndarray  # int64 [N], the number of each scored image's record in its file; records that are passed over count
+    labels: np.ndarray  # int64 [N], the true classes
+    images: tf.Tensor  # float32 [N, H, W, 3]
+    offsets: np.ndarray  # int32 [N, 2], where patches of the config's size lay
+    clean: np.ndarray  # int64 [N], predictions without a patch
+    controls: list[ScoredPatch]
+    grid: list[ScoredPatch]
+    gradient_free: list[ScoredPatch]
+    transfer: list[ScoredPatch]
+    iterations: list[ScoredPatch]  # the curves; both hold the patches at the grid's own iterations and size
+    patch_sizes: list[ScoredPatch]
+    vanishing: dict[str, float]  # see `vanishing_gradients`
+    position_gradients: dict[tuple[int, int], float]  # see `position_gradients`
+    cost: int  # forward passes of the network
+
+    @property
+    def fitted(self) -> list[ScoredPatch]:
+        """The patches that were fitted to the network at the config's size."""
+        return [*self.grid, *self.gradient_free]
+
+
+def check_defined(predictions: np.ndarray, where: str) -> None:
+    """Refuse predictions of logits that are not finite with a UserError; `where` says under which patch."""
+    if n_undefined := np.sum(predictions == UNDEFINED):
+        raise UserError(
+            f"the network's logits are NaN or infinite on {n_undefined} of {len(predictions)} validation images {where}: its robustness "
+            "cannot be measured. Give other weights, or precision: float32"
+        )
+
+
+def score_patches(
+    patches: Sequence[FittedPatch], plan: EvaluationPlan, attacks: UniversalAttacks, scored: Images, callbacks: Callbacks
+) -> list[ScoredPatch]:
+    """The predictions under each patch; those of fitted patches are saved, and count again for the very same patch."""
+    results = []
+    for fitted in patches:
+        name = f"{fitted.name}-predictions"
+        arrays = callbacks.load(name) if fitted.spec else None
+        if arrays is not None and np.array_equal(arrays["patch"], fitted.patch):
+            callbacks.skip(len(scored.labels))
+        else:
+            offsets = plan.scored_offsets(fitted.patch.shape)
+            predictions = attacks.predict(fitted.patch, scored.images, offsets, images_at_once=plan.images_at_once)
+            callbacks.advance(len(predictions), fitted.name)
+            check_defined(predictions, f"under the patch {fitted.name}")
+            arrays = {"patch": fitted.patch, "predictions": predictions}
+            if fitted.spec:
+                callbacks.save(name, **arrays)
+        results.append(ScoredPatch(fitted.name, **arrays, losses=fitted.losses, spec=fitted.spec))
+    return results
+
+
+def control_patches(plan: EvaluationPlan, fit_images: tf.Tensor) -> list[FittedPatch]:
+    """Patches that are no attack: grey, noise, and shrunken training images."""
+    rng, numbers = generator(plan.seed, "evaluation/controls"), range(plan.n_controls)
+    grey = FittedPatch("grey", np.full(plan.patch_shape, 0.5, np.float32))
+    noise = [FittedPatch(f"noise-{i}", rng.random(plan.patch_shape, np.float32)) for i in numbers]
+    chosen = rng.integers(len(fit_images), size=plan.n_controls)
+    return [grey, *noise, *(FittedPatch(f"natural-{i}", shrink(fit_images[chosen[i]], plan.patch_shape)) for i in numbers)]
+
+
+def vanishing_gradients(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Images, callbacks: Callbacks) -> dict[str, float]:
+    """The share of images in whose loss a grey patch has no gradient, by "untargeted" (true class) and "targeted" (a random class)."""
+    chosen, others = _gradient_examples(plan, scored, VANISHING_IMAGES)
+    offsets = plan.scored_offsets(plan.patch_shape)[chosen]
+    classes = {"untargeted": scored.labels[chosen], "targeted": others}
+    gradients = {loss: _grey_gradients(plan, attacks, scored, chosen, labels, offsets, callbacks) for loss, labels in classes.items()}
+    return {loss: float(np.mean((values == 0) | ~np.isfinite(values))) for loss, values in gradients.items()}
+
+
+def position_gradients(
+    plan: EvaluationPlan, attacks: UniversalAttacks, scored: Images, callbacks: Callbacks
+) -> dict[tuple[int, int], float]:
+    """The gradient that a grey patch gets at each (row, column) of `grid_offsets`, in units of the mean over all of them.
+
+    All positions are tried on the same images. Each image counts alike, however large its loss and so its gradients are. The result is
+    empty if no image has a gradient anywhere.
+    """
+    chosen, others = _gradient_examples(plan, scored, POSITION_IMAGES)
+    positions = grid_offsets(plan.image_size, plan.patch_shape)
+    offsets = [np.tile(np.array(position, np.int32), (len(chosen), 1)) for position in positions]
+    gradients = np.array([_grey_gradients(plan, attacks, scored, chosen, others, each, callbacks) for each in offsets])
+    gradients = gradients[:, gradients.any(axis=0) & np.isfinite(gradients).all(axis=0)].astype(np.float64)  # [positions, images]
+    if not gradients.size:
+        return {}
+    return dict(zip(positions, np.mean(gradients / gradients.mean(axis=0), axis=1).tolist(), strict=True))
+
+
+def _gradient_examples(plan, scored, n_images):
+    """At most `n_images` scored images drawn at random, and another class than its own for each: two int64 arrays [n]."""
+    rng = generator(plan.seed, "evaluation/vanishing")
+    chosen = np.sort(rng.permutation(len(scored.labels))[:n_images])
+    return chosen, (scored.labels[chosen] + rng.integers(1, plan.n_classes, len(chosen))) % plan.n_classes
+
+
+def _grey_gradients(plan, attacks, scored, chosen, classes, offsets, callbacks):
+    """How large the gradients of a grey patch are in chosen images for the losses of `classes` [n]; float32 [n]."""
+    patch, images = np.full(plan.patch_shape, 0.5, np.float32), tf.gather(scored.images, chosen)
+    gradients = attacks.patch_gradients(patch, images, classes, offsets, images_at_once=plan.images_at_once)
+    callbacks.advance(PASSES_PER_GRADIENT * len(chosen), "gradients")
+    return gradients
