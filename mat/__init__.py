@@ -5,4 +5,4 @@ import sys
 if sys.platform == "win32":
     raise ImportError("mat runs on Linux and macOS. On Windows, run it in WSL, the Windows Subsystem for Linux: wsl --install")
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

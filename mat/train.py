@@ -5,37 +5,35 @@ import json
 import pathlib
 import shlex
 import sys
+from typing import Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from mat.cli.command import run_command
-from mat.cli.config_keys import key_list
 from mat.cli.console import console, print_table
 from mat.cli.environment import load_tensorflow
 from mat.cli.errors import UserError
 from mat.cli.files import expand_path
+from mat.cli.run_name import literal_name
 from mat.cli.signals import raised_signals
-from mat.config import PatchTrainingConfig
-from mat.robustness.intervals import interval_text
+from mat.config import PatchTrainingConfig, key_list
 
-STATUS = """
+EXIT_STATUSES = """
 exit status:
   0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
   130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, all after the step in hand is saved; 1 a bug"""
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(
         prog="mat-train",
         description="Train an image classifier to be robust against universal patches, by meta adversarial training (arXiv:2101.11453).",
-        epilog=key_list(PatchTrainingConfig) + STATUS,
+        epilog=key_list(PatchTrainingConfig) + EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/demo.yaml; its keys are listed below"
-    )
+    parser.add_argument("config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/demo.yaml; its keys: see below")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -47,26 +45,27 @@ def parse_arguments(arguments):
     return parser.parse_args(arguments)
 
 
-def train(arguments):
-    """Read the config, then train; the config is reported on before the seconds that TensorFlow takes to import."""
+def train(arguments: argparse.Namespace) -> None:
+    """Config -> data, model, bank and step -> loop. A faulty config is reported before TensorFlow is imported, which takes seconds."""
     config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=arguments.resume)
     if arguments.resume:
-        check_directory(arguments, config)
+        refuse_another_directory(arguments, config)
     console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
     with raised_signals("Stopped before training began; nothing was changed"):
         load_tensorflow()
+        from mat.run import build_run
         from mat.trainer import Trainer
 
         configs = [config, config.without_patches()] if config.plain_baseline else [config]
-        trainers = [Trainer(each, resume=arguments.resume) for each in configs]  # so that all is checked before the hours of the first
-    for trainer in trainers:
-        trainer.results.resume_config = trainers[0].results.resume_config  # goes on with both
-        trainer.fit()
+        resume_config = config.result_dir / "config.yaml"  # goes on with both
+        # Both are built, and so checked, before the hours of the first.
+        runs = [build_run(each, resume=arguments.resume, resume_config=resume_config) for each in configs]
+    reports = [Trainer(run).fit().report for run in runs]
     if config.plain_baseline:
-        print_comparison(dict(zip(["meta adversarial training", "plain training"], trainers, strict=True)))
+        print_comparison(dict(zip(["meta adversarial training", "plain training"], reports, strict=True)))
 
 
-def check_directory(arguments, config):
+def refuse_another_directory(arguments: argparse.Namespace, config: PatchTrainingConfig) -> None:
     """Refuse to resume elsewhere with the `config.yaml` of a run that was moved, or that another working directory was meant for.
 
     Raises:
@@ -76,21 +75,21 @@ def check_directory(arguments, config):
     named = any(override.split("=")[0].strip() in ("base_result_dir", "unique_name") for override in arguments.set)
     of_a_run = path.name == "config.yaml" and any(path.parent.glob("checkpoints/ckpt-*.index"))
     if of_a_run and not named and path.parent.resolve() != config.result_dir.resolve():
-        name = path.parent.name.replace("{", "{{").replace("}", "}}")
-        places = {"base_result_dir": str(path.parent.parent), "unique_name": name}
+        places = {"base_result_dir": str(path.parent.parent), "unique_name": literal_name(path.parent.name)}
         flags = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value, ensure_ascii=False)}')}" for key, value in places.items())
         raise UserError(f"{arguments.config}: its run lies in {path.parent}, and it names {config.result_dir.absolute()}. Add {flags}")
 
 
-def print_comparison(trainers):
-    """Print clean and robust accuracy of evaluated runs, title -> trainer, as a table."""
-    reports = {title: trainer.report for title, trainer in trainers.items()}
+def print_comparison(reports: dict[str, Any]) -> None:
+    """Print clean and robust accuracy of evaluated runs, title -> `report.json`, as a table."""
+    from mat.robustness.intervals import interval_text
+
     rows = [[title, *(interval_text(report["headline"][kind]) for kind in ("clean", "robust"))] for title, report in reports.items()]
     n_images = next(iter(reports.values()))["headline"]["clean"]["n_images"]
     print_table(f"Accuracy on {n_images:,} validation images, with 95 % intervals", ["", "clean", "under the worst universal patch"], rows)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     return run_command("mat-train", parse_arguments, train, arguments)
 

@@ -1,14 +1,11 @@
 """What all tests share: golden values of the original, its small network, and tiny data."""
 
-import contextlib
 import functools
 import http.server
 import os
 import pathlib
-import re
 import signal
 import threading
-import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -20,6 +17,7 @@ from mat.config import PatchTrainingConfig
 from mat.data.demo import draw_image
 from mat.data.records import make_example, record_path, write_records
 from mat.models import create_model, load_weights
+from mat.run import build_run
 from mat.trainer import Trainer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -40,6 +38,11 @@ TINY = {  # a config that trains in seconds, on `tiny_data`
     "unique_name": "run",
     "robust_evaluation": "none",
 }
+
+
+def trainer_of(config, *, resume=False):
+    """The trainer of a run that is built from a config."""
+    return Trainer(build_run(config, resume=resume))
 
 
 def golden(name):
@@ -78,7 +81,7 @@ def undefended(tmp_path_factory):
         data_dir=str(directory),
         base_result_dir=str(directory),
     )
-    Trainer(config).fit()
+    trainer_of(config).fit()
     return config, config.result_dir / "tiny_imagenet_weights_007.h5"
 
 
@@ -120,22 +123,20 @@ def tiny_config(tmp_path, tiny_data):
 
 def stop_at(trainer, *, step):
     """Let this process get a SIGTERM in a step of a trainer's run, counted from 1."""
-    train_on_batch = trainer.step.train_on_batch
+    train_on_batch = trainer.run.step.train_on_batch
 
     def train(images, labels):
-        if int(trainer.step.step) == step - 1:
+        if int(trainer.run.step.step) == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_on_batch(images, labels)
 
-    trainer.step.train_on_batch = train
+    trainer.run.step.train_on_batch = train
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves one file, `state["content"]`; other keys of `state` change how.
+    """Serves one file, `state["content"]`.
 
-    `status`: the answer to everything. `breaks_after`: bytes after which it breaks off. `ranges`: False where it knows no ranges.
-    `validators`: its headers that tell versions of the file apart; the default is an `ETag` made of the content. `ignores_if_range`: True
-    where it does not look at If-Range. `place`: the Content-Range of its parts. `length`: False where it does not tell the length.
+    `state["status"]` is its answer to everything, `state["breaks_after"]` the bytes after which it breaks off.
     """
 
     def __init__(self, state, *args):
@@ -143,29 +144,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self):
-        content, state = self.state["content"], self.state
-        state["requests"].append(self.headers.get("Range"))
-        if "status" in state:
-            self.send_error(state["status"])
+        content = self.state["content"]
+        self.state["n_requests"] += 1
+        if "status" in self.state:
+            self.send_error(self.state["status"])
             return
-        validators = state.get("validators", {"ETag": f'"{zlib.crc32(content)}"'})
-        same = self.headers.get("If-Range") in (None, *validators.values()) or state.get("ignores_if_range")
-        ranges = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(ranges.group(1)) if ranges and same and state.get("ranges", True) else 0
-        if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        headers = validators | ({"Content-Length": len(content) - start} if state.get("length", True) else {})
-        if start:
-            headers["Content-Range"] = state.get("place", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        for name, value in headers.items():
-            self.send_header(name, str(value))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        with contextlib.suppress(ConnectionError):  # the client has seen enough
-            self.wfile.write(content[start : start + state.get("breaks_after", len(content))])
+        self.wfile.write(content[: self.state.get("breaks_after")])
 
     def log_message(self, *_):
         pass
@@ -174,7 +161,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     """(address, state) of a local HTTP server that serves `state["content"]`."""
-    state = {"content": bytes(range(256)) * 4000, "requests": []}
+    state = {"content": bytes(range(256)) * 4000, "n_requests": 0}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state)) as httpd:
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/file.zip", state

@@ -7,21 +7,21 @@ import json
 import pathlib
 import shutil
 
-import h5py
 import numpy as np
 
 from mat import __version__
 from mat.cli.errors import StoppedError
 from mat.config import OptimizerConfig, PatchTrainingConfig
-from mat.trainer import Trainer
-from tests.conftest import TINY, stop_at, write_tiny_split
+from mat.models import load_weights
+from tests.conftest import TINY, stop_at, trainer_of, write_tiny_split
 
 FIXTURES = pathlib.Path("tests/fixtures")  # relative, because the files keep it: run from the root of the checkout
 
 
 def state_of(trainer):
     """The arrays of a trainer's state by their kind."""
-    arrays = {"weights": trainer.model.weights, "momentum": trainer.step.optimizer.velocities, "patches": [trainer.bank.patches]}
+    run = trainer.run
+    arrays = {"weights": run.model.weights, "momentum": run.step.optimizer.velocities, "patches": [run.bank.patches]}
     return {kind: [array.numpy() for array in values] for kind, values in arrays.items()}
 
 
@@ -38,7 +38,7 @@ def main():
     write_tiny_split(directory / "data", "train", np.arange(32) % 4)
     write_tiny_split(directory / "data", "validation", np.arange(12) % 4)
     keys = TINY | {"n_stacks": 1, "optimizer": OptimizerConfig(n_iterations=1), "checkpoints_to_keep": 1}
-    trainer = Trainer(PatchTrainingConfig(**keys, data_dir=str(directory / "data"), base_result_dir=str(directory)))
+    trainer = trainer_of(PatchTrainingConfig(**keys, data_dir=str(directory / "data"), base_result_dir=str(directory)))
     stop_at(trainer, step=6)
     try:
         trainer.fit()
@@ -46,11 +46,9 @@ def main():
         shutil.rmtree(directory / "run" / "events")  # TensorBoard's own format
         (directory / "run" / "checkpoints" / "lock").unlink()
     expected = {"checkpoint": sums(state_of(trainer))}
-    with h5py.File(directory / "run" / "tiny_imagenet_weights_000.h5") as file:
-        weights = []
-        file.visititems(lambda _, item: weights.append(item[()]) if isinstance(item, h5py.Dataset) else None)
+    load_weights(trainer.run.model, directory / "run" / "tiny_imagenet_weights_000.h5")
     patches = np.load(directory / "run" / "patches.npz")["patches"]
-    expected["epoch"] = sums({"weights": weights, "patches": [patches]})
+    expected["epoch"] = sums({"weights": trainer.run.model.get_weights(), "patches": [patches]})
     (directory / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 

@@ -16,13 +16,14 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 ROOMS = [
     {"train", "evaluate", "tools"},
     {"trainer"},
+    {"run"},
     {"robustness", "results"},
     {"step"},
     {"patch", "attack", "config"},
     {"data", "models"},
     {"seeds", "cli"},
 ]
-WITHOUT_CONFIG = {"step", "patch", "attack", "seeds", "data", "models", "results", "cli"}
+WITHOUT_CONFIG = {"step", "patch", "attack", "seeds", "data", "models", "cli"}
 MAX_TOP_LEVEL, MAX_FILE_LINES, MAX_FUNCTION_LINES = 10, 300, 60
 
 

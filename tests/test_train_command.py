@@ -77,8 +77,8 @@ def truncate(data_dir):
 @pytest.mark.parametrize(
     ("damage_data", "keys", "words"),
     [
-        (None, {"n_epochs": 0}, "n_epochs must be in [1, 1000000]. Received: 0"),
-        (None, {"patch_lr": -1}, "patch_lr must be in [0, 1]. Received: -1"),
+        (None, {"n_epochs": 0}, "n_epochs must be a whole number of at least 1. Received: 0"),
+        (None, {"patch_lr": -1}, "patch_lr must be a number in [0, 1]. Received: -1"),
         (None, {"data_dir": "nowhere"}, "python -m mat.data.convert SOURCE nowhere"),
         (lambda d: damage(d, wnid=None), {}, "train.tfrecord: record 0 has no label"),
         (lambda d: damage(d, label=4), {}, "train.tfrecord: record 0 has the label 4"),

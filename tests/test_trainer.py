@@ -11,9 +11,10 @@ import tensorflow as tf
 from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models import create_model, load_weights
-from mat.results.run_directory import ResultDirectory, patch_grid
+from mat.results.run_directory import patch_grid
 from mat.results.summary import print_plan
-from mat.trainer import Trainer
+from mat.run import build_run
+from tests.conftest import trainer_of
 
 
 def final_state(config):
@@ -33,10 +34,10 @@ def assert_equal_states(one, two):
 
 def test_a_run_leaves_every_file(tiny_config, capsys):
     config = tiny_config(unique_name="whole")
-    trainer = Trainer(config)
-    before = trainer.bank.patches.numpy()
+    trainer = trainer_of(config)
+    before = trainer.run.bank.patches.numpy()
     assert not config.result_dir.exists()  # nothing is written before training
-    accuracies = trainer.fit()
+    accuracies = trainer.fit().accuracies
     assert {path.name for path in config.result_dir.iterdir()} == {
         "config.yaml",
         "log.csv",
@@ -62,7 +63,7 @@ def test_a_run_leaves_every_file(tiny_config, capsys):
     assert bank["step_sizes"].shape == (6,)
     model = create_model(config)
     load_weights(model, config.result_dir / "tiny_imagenet_weights_001.h5")
-    np.testing.assert_array_equal(model.get_weights()[0], trainer.model.get_weights()[0])
+    np.testing.assert_array_equal(model.get_weights()[0], trainer.run.model.get_weights()[0])
     picture = tf.io.decode_png((config.result_dir / "patches.png").read_bytes())
     np.testing.assert_array_equal(picture, patch_grid(bank["patches"]))
     output = capsys.readouterr().out
@@ -77,14 +78,14 @@ def test_two_runs_of_one_config_are_identical(tiny_config):
     states = []
     for name in ("one", "two"):
         config = tiny_config(unique_name=name)
-        Trainer(config).fit()
+        trainer_of(config).fit()
         states.append(final_state(config))
     assert_equal_states(*states)
 
 
 def test_training_without_patches_leaves_no_bank(tiny_config, capsys):
     config = tiny_config(n_patches=0, n_epochs=1)
-    Trainer(config).fit()
+    trainer_of(config).fit()
     names = {path.name for path in config.result_dir.iterdir()}
     assert "tiny_imagenet_weights_000.h5" in names
     assert not names & {"patches.npz", "patches.png"}
@@ -96,10 +97,10 @@ QUICK = EvaluationConfig(iterations=2, n_targets=1, n_controls=1)
 
 def test_training_ends_with_the_robust_accuracy_beside_the_clean_one(tiny_config, capsys):
     config = tiny_config(robust_evaluation="quick", evaluation=QUICK)
-    trainer = Trainer(config)
-    accuracies = trainer.fit()
-    robust = trainer.report["headline"]["robust"]
-    assert trainer.report["headline"]["clean"]["accuracy"] == accuracies[-1]
+    trainer = trainer_of(config)
+    result = trainer.fit()
+    accuracies, robust = result.accuracies, result.report["headline"]["robust"]
+    assert result.report["headline"]["clean"]["accuracy"] == accuracies[-1]
     header, first, last = (config.result_dir / "log.csv").read_text().splitlines()
     assert header == "Epoch;Train Loss;Train Accuracy;Valid Accuracy;Robust Accuracy"
     assert first.endswith(";")
@@ -115,17 +116,17 @@ def test_training_ends_with_the_robust_accuracy_beside_the_clean_one(tiny_config
 
 def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monkeypatch, capsys):
     config = tiny_config(n_epochs=1, robust_evaluation="quick", evaluation=QUICK)
-    trainer = Trainer(config)
+    trainer = trainer_of(config)
 
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched, pytest.raises(StoppedError, match=r"the training is saved.*run/config.yaml --resume"):
-        patched.setattr("mat.trainer.evaluate", interrupt)
+        patched.setattr("mat.trainer.measure_robustness", interrupt)
         trainer.fit()
     assert (config.result_dir / "log.csv").read_text().endswith(";\n")
-    resumed = Trainer(config, resume=True)
-    assert resumed.fit() == []
+    resumed = trainer_of(config, resume=True).fit()
+    assert resumed.accuracies == []
     assert resumed.report["headline"]["clean"]["n_images"] == 12
     log = (config.result_dir / "log.csv").read_text()
     assert log.endswith(f";{resumed.report['headline']['robust']['accuracy']:.3f}\n")
@@ -133,40 +134,22 @@ def test_an_interrupted_evaluation_is_made_up_for_by_resuming(tiny_config, monke
     path = config.result_dir / "log.csv"
     path.write_bytes(b"".join(line.rpartition(b";")[0] + b"\r\n" for line in path.read_bytes().splitlines()))  # begun without the column
     (config.result_dir / "tiny_imagenet_weights_000.h5").unlink()
-    again = Trainer(config, resume=True)
-    again.fit()
-    assert again.report == resumed.report
+    assert trainer_of(config, resume=True).fit().report == resumed.report
     assert path.read_text() == log
     assert "Evaluated" not in capsys.readouterr().out
 
 
 def test_a_weaker_evaluation_does_not_raise_the_logged_robust_accuracy(tiny_config, monkeypatch, capsys):
     config = tiny_config(n_epochs=1, robust_evaluation="quick", evaluation=QUICK)
-    Trainer(config).fit()
+    trainer_of(config).fit()
     path = config.result_dir / "log.csv"
     for accuracy, logged in ((0.05, "0.050"), (0.5, "0.050"), (0.01, "0.010")):
         report = {"headline": {"robust": {"accuracy": accuracy}}}
-        monkeypatch.setattr("mat.trainer.evaluate", lambda *_, report=report, **__: report)
+        monkeypatch.setattr("mat.trainer.measure_robustness", lambda *_, report=report, **__: report)
         capsys.readouterr()
-        Trainer(config, resume=True).fit()
+        trainer_of(config, resume=True).fit()
         assert path.read_text().splitlines()[-1].endswith(f";{logged}")
         assert ("The log keeps the robust accuracy of 5.0%" in capsys.readouterr().out) == (accuracy == 0.5)
-
-
-@pytest.mark.parametrize(
-    ("robust_evaluation", "measured", "header", "row"),
-    [
-        ("none", {}, "", ""),
-        ("quick", {}, ";Robust Accuracy", ";"),
-        ("none", {"robust_accuracy": 0.125}, ";Robust Accuracy", ";0.125"),  # measured before, and not wanted again
-    ],
-)
-def test_the_log_has_the_column_of_robustness_where_it_is_wanted_or_known(tiny_config, robust_evaluation, measured, header, row):
-    results = ResultDirectory(tiny_config(robust_evaluation=robust_evaluation))
-    results.path.mkdir(parents=True)
-    results.write_log([{"epoch": 0, "loss": 1.5, "accuracy": 0.25, "validation_accuracy": 0.5} | measured])
-    text = f"Epoch;Train Loss;Train Accuracy;Valid Accuracy{header}\r\n0.000;1.500;0.250;0.500{row}\r\n"
-    assert (results.path / "log.csv").read_bytes() == text.encode()
 
 
 @pytest.mark.parametrize(
@@ -179,44 +162,35 @@ def test_the_log_has_the_column_of_robustness_where_it_is_wanted_or_known(tiny_c
 )
 def test_other_choices_train_too(tiny_config, tmp_path, keys):
     keys["optimizer"] = type(tiny_config().optimizer)(**keys.get("optimizer", {}))
-    assert len(Trainer(tiny_config(n_epochs=1, **keys)).fit()) == 1
+    assert len(trainer_of(tiny_config(n_epochs=1, **keys)).fit().accuracies) == 1
 
 
 def test_loss_falls_and_weights_can_be_taken_over(tiny_config):
     config = tiny_config(n_epochs=8, n_patches=0, initial_lr=0.01, unique_name="first")
-    Trainer(config).fit()
+    trainer_of(config).fit()
     losses = [float(row.split(";")[1]) for row in (config.result_dir / "log.csv").read_text().splitlines()[1:]]
     assert losses[-1] < 0.8 * losses[0]
     weights = config.result_dir / "tiny_imagenet_weights_007.h5"
-    second = Trainer(tiny_config(initial_weights=str(weights), unique_name="second"))
+    second = trainer_of(tiny_config(initial_weights=str(weights), unique_name="second"))
     first = create_model(config)
     load_weights(first, weights)
-    for one, two in zip(first.get_weights(), second.model.get_weights(), strict=True):
+    for one, two in zip(first.get_weights(), second.run.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
 def test_validation_counts_every_image_once(tiny_config):
-    trainer = Trainer(tiny_config(batch_size=5))
-    labels = trainer.validation_records.labels
+    trainer = trainer_of(tiny_config(batch_size=5))
+    labels = trainer.run.validation_records.labels
     for correct in (0, 1, 2, 3):  # a model that always says `correct`
-        trainer.model.get_layer("dense").set_weights([np.zeros((32, 4)), np.eye(4)[correct]])
+        trainer.run.model.get_layer("dense").set_weights([np.zeros((32, 4)), np.eye(4)[correct]])
         assert trainer.validate() == np.mean(labels == correct)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config):
-    trainer = Trainer(tiny_config(initial_lr=1000.0, n_epochs=3, normalization="none", weight_decay=1000.0))
+    trainer = trainer_of(tiny_config(initial_lr=1000.0, n_epochs=3, normalization="none", weight_decay=1000.0))
     with pytest.raises(NonFiniteLossError, match=r"at step \d+ \(epoch \d, step \d\).*lower initial_lr \(now 1000"):
         trainer.fit()
-    assert all(np.all(np.isfinite(weight)) for weight in trainer.model.get_weights())
-
-
-def test_patch_grid_shows_every_patch_in_its_place():
-    patches = np.linspace(0, 1, 5, dtype=np.float32).reshape(5, 1, 1, 1) * np.ones((5, 12, 12, 3), np.float32)
-    grid = patch_grid(patches)
-    cell = 4 * 12 + 2
-    assert grid.shape == (2 * cell, 3 * cell, 3)
-    centers = grid[cell // 2 :: cell, cell // 2 :: cell, 0]
-    np.testing.assert_array_equal(centers, [[0, 64, 128], [191, 255, 255]])
+    assert all(np.all(np.isfinite(weight)) for weight in trainer.run.model.get_weights())
 
 
 @pytest.mark.parametrize("found", [[], ["lost+found", ".DS_Store"], ["train.log", "slurm-17.out", "slurm-17.ERR", "log.txt", ".gitkeep"]])
@@ -225,10 +199,10 @@ def test_a_directory_without_a_run_is_used(tiny_config, found):
     config.result_dir.mkdir(parents=True)
     for name in found:
         (config.result_dir / name).touch()
-    assert len(Trainer(config).fit()) == 1
+    assert len(trainer_of(config).fit().accuracies) == 1
     assert {*found, "config.yaml", "log.csv"} < {path.name for path in config.result_dir.iterdir()}
     with pytest.raises(UserError, match="exists already"):
-        Trainer(config)
+        trainer_of(config)
 
 
 @pytest.mark.parametrize("found", ["log.csv", "notes.md", "tiny_imagenet_weights_000.h5", "logs"])
@@ -237,36 +211,46 @@ def test_a_directory_with_anything_else_is_refused(tiny_config, found):
     config.result_dir.mkdir(parents=True)
     (config.result_dir / found).touch()
     with pytest.raises(UserError, match="this result directory exists already"):
-        Trainer(config)
+        trainer_of(config)
+
+
+@pytest.fixture
+def plan(tiny_config, capsys):
+    """A function from config keys to what `print_plan` says of the run."""
+
+    def printed(**keys):
+        run = build_run(tiny_config(**keys))
+        capsys.readouterr()
+        splits = run.train_records, run.validation_records
+        print_plan(run.config, splits, n_parameters=1, steps_per_epoch=run.steps_per_epoch, n_steps_done=0, n_bytes=run.bytes_to_write)
+        return capsys.readouterr().out
+
+    return printed
 
 
 @pytest.mark.parametrize(("batch_size", "told"), [(8, False), (10, False), (20, True)])
-def test_the_plan_says_how_many_images_a_batch_size_leaves_out(tiny_config, capsys, batch_size, told):
-    print_plan(Trainer(tiny_config(batch_size=batch_size)))
-    assert (f"WARNING: batch_size: {batch_size} leaves {32 % batch_size} images out of each epoch" in capsys.readouterr().out) == told
+def test_the_plan_says_how_many_images_a_batch_size_leaves_out(plan, batch_size, told):
+    assert (f"WARNING: batch_size: {batch_size} leaves {32 % batch_size} images out of each epoch" in plan(batch_size=batch_size)) == told
 
 
 @pytest.mark.parametrize("fast", [True, False, None])
 @pytest.mark.parametrize(("precision", "name"), [("mixed_bfloat16", "bfloat16"), ("tensorfloat32", "tensorfloat32")])
-def test_the_plan_says_where_a_precision_does_not_help(tiny_config, monkeypatch, capsys, precision, name, fast):
+def test_the_plan_says_where_a_precision_does_not_help(plan, monkeypatch, precision, name, fast):
     monkeypatch.setattr(f"mat.results.summary.{name}_is_fast", lambda: fast)
-    print_plan(Trainer(tiny_config(precision=precision)))
-    assert (f"{precision} will not help" in capsys.readouterr().out) == (fast is False)
+    assert (f"{precision} will not help" in plan(precision=precision)) == (fast is False)
 
 
-def test_the_plan_says_what_changes_the_precision(tiny_config, monkeypatch, capsys):
-    print_plan(Trainer(tiny_config()))
-    assert "WARNING: the environment" not in capsys.readouterr().out
+def test_the_plan_says_what_changes_the_precision(plan, monkeypatch):
+    assert "WARNING: the environment" not in plan()
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
-    print_plan(Trainer(tiny_config()))
-    assert "WARNING: the environment changes it: NVIDIA_TF32_OVERRIDE=1" in capsys.readouterr().out
+    assert "WARNING: the environment changes it: NVIDIA_TF32_OVERRIDE=1" in plan()
 
 
 def test_float32_and_tensorfloat32_are_told_apart(tiny_config):
     """On the CPU both compute in float32; on GPUs from Ampere on, TensorFlow itself would take TensorFloat-32 for both."""
     enabled = tf.config.experimental.tensor_float_32_execution_enabled
     for precision, expected in (("float32", False), ("tensorfloat32", True), ("mixed_bfloat16", False)):
-        trainer = Trainer(tiny_config(precision=precision, unique_name=precision))
-        assert (enabled(), trainer.record.config["precision"]) == (expected, precision)
-        assert trainer.model.layers[1].dtype_policy.name == ("mixed_bfloat16" if precision == "mixed_bfloat16" else "float32")
-    Trainer(tiny_config())
+        trainer = trainer_of(tiny_config(precision=precision, unique_name=precision))
+        assert (enabled(), trainer.run.record.config["precision"]) == (expected, precision)
+        assert trainer.run.model.layers[1].dtype_policy.name == ("mixed_bfloat16" if precision == "mixed_bfloat16" else "float32")
+    trainer_of(tiny_config())

@@ -10,8 +10,8 @@ import pytest
 from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
 from mat.models import create_model, load_weights
-from mat.robustness.store import read_bank
-from mat.trainer import Trainer
+from mat.robustness.inputs import read_bank
+from tests.conftest import trainer_of
 from tests.make_fixture import state_of, sums
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures").iterdir())
@@ -39,10 +39,10 @@ def test_configs_weights_and_banks_of_earlier_versions_are_read(earlier):
 def test_checkpoints_of_earlier_versions_are_resumed(earlier):
     config, expected = earlier
     log = (config.result_dir / "log.csv").read_text()
-    trainer = Trainer(config, resume=True)
-    assert (trainer.epoch, int(trainer.step.step)) == (1, 6)
+    trainer = trainer_of(config, resume=True)
+    assert (trainer.run.epoch, int(trainer.run.step.step)) == (1, 6)
     assert sums(state_of(trainer)) == pytest.approx(expected["checkpoint"], rel=1e-6)
-    assert len(trainer.fit()) == 1
+    assert len(trainer.fit().accuracies) == 1
     lines = (config.result_dir / "log.csv").read_text().splitlines()
     assert lines[:-1] == log.splitlines()
     assert lines[-1].startswith("1.000;")
@@ -54,10 +54,10 @@ def test_runs_whose_network_computes_something_else_now_are_refused(tiny_config,
     cropped = tiny_config(n_epochs=1, image_size=18, unique_name="cropped")
     whole = tiny_config(n_epochs=1, unique_name="whole")
     for config in (cropped, whole):
-        Trainer(config).fit()
+        trainer_of(config).fit()
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"cropped: its run is of version 0.1.0, which left out a part of images of image_size: 18"):
-        Trainer(cropped, resume=True)
-    monkeypatch.setattr("mat.trainer.tensorfloat32_is_fast", lambda: True)
-    Trainer(whole, resume=True)
+        trainer_of(cropped, resume=True)
+    monkeypatch.setattr("mat.results.resume.tensorfloat32_is_fast", lambda: True)
+    trainer_of(whole, resume=True)
     assert "version 0.1.0, whose float32 was TensorFloat-32" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run goes on from, written so that there is always a whole one, and read so that a damaged one costs little."""
+"""Checkpoints of a run: written atomically, and damaged ones passed over when they are read."""
 
 import contextlib
 import errno
@@ -7,95 +7,75 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from mat import __version__
 from mat.cli.console import console
 from mat.cli.errors import UserError
-from mat.cli.files import replace_file, sync, write_error
+from mat.cli.files import sync, write_error
 
 RECORD_KEY = "record/.ATTRIBUTES/py_state"
-FILES = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")
+CHECKPOINT_FILE = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")
 # What TensorFlow raises on damaged files.
-UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+_DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 
 
 class RunRecord(tf.train.experimental.PythonState):
-    """What a checkpoint holds beside tensors.
+    """What a checkpoint holds beside tensors: the config's plain values, the fingerprint of the data, versions, and the log's rows."""
 
-    Args:
-        config: the run's config as plain values.
-        data_sha256: the fingerprint of its data.
-
-    `rows` are the complete epochs, a dict each: what the log says of them. `versions` are those of this program and of TensorFlow.
-    """
-
-    def __init__(self, config, data_sha256):
+    def __init__(self, config: dict[str, Any], data_sha256: str):
         super().__init__()
         self.config = config
         self.data_sha256 = data_sha256
         self.versions = {"mat": __version__, "tensorflow": tf.__version__}
-        self.rows = []
+        self.rows: list[dict[str, float]] = []  # of the complete epochs
 
-    def serialize(self):
+    def serialize(self) -> str:
         """The record as JSON."""
-        names = ("config", "data_sha256", "versions", "rows")
-        return json.dumps({name: getattr(self, name) for name in names})
+        return json.dumps({name: getattr(self, name) for name in ("config", "data_sha256", "versions", "rows")})
 
-    def deserialize(self, string_value):
+    def deserialize(self, string_value: str) -> None:
         """Take over the epochs of a record; config, data and versions are this run's own."""
         self.rows = json.loads(string_value)["rows"]
 
 
 class Checkpoints:
-    """The newest checkpoints of a run. Nothing is written before `save`.
+    """The newest checkpoints of a run, `keep` of them. Nothing is written before `save`."""
 
-    Args:
-        directory: where they are.
-        keep: how many are kept.
-        n_bytes: about how large one is, for messages.
-    """
-
-    def __init__(self, directory, *, keep, n_bytes=0):
+    def __init__(self, directory: str | os.PathLike, *, keep: int):
         self.directory = pathlib.Path(directory)
-        self.n_bytes = n_bytes
         self._keep = keep
-        self._manager = None
-        self._damaged = set()  # path prefixes
+        self._damaged: set[str] = set()  # path prefixes
 
-    def paths(self):
-        """The path prefixes of all checkpoints, damaged ones too, the newest first.
+    def paths(self) -> list[str]:
+        """Path prefixes of all checkpoints, damaged ones too, the newest first; an OSError if the directory cannot be read."""
+        matches = [CHECKPOINT_FILE.fullmatch(path.name) for path in self._files()]
+        numbers = sorted((int(match[1]) for match in matches if match and match[2] == ".index"), reverse=True)
+        return [str(self.directory / f"ckpt-{number}") for number in numbers]
 
-        Raises:
-            OSError: the directory cannot be read.
-        """
-        numbers = [int(match[1]) for path in self._files() if (match := FILES.fullmatch(path.name)) and match[2] == ".index"]
-        return [str(self.directory / f"ckpt-{number}") for number in sorted(numbers, reverse=True)]
-
-    def read_record(self):
-        """The values of the newest readable `RunRecord`, a dict; None where there is none.
+    def read_record(self) -> dict[str, Any] | None:
+        """The values of the newest readable `RunRecord`; None where there is none.
 
         Raises:
             UserError: it is of another version of this program.
             OSError: the directory or a file in it cannot be read.
         """
         for path in self.paths():
-            self._check_reach(path)
+            self._check_access(path)
             try:
                 reader = tf.train.load_checkpoint(path)
                 if not reader.has_tensor(RECORD_KEY):
                     raise _other_version(path)
                 return json.loads(reader.get_tensor(RECORD_KEY))
-            except UNREADABLE as error:
+            except _DAMAGED as error:
                 self._pass_over(path, error)
         return None
 
-    def restore(self, state):
-        """Set a `tf.train.Checkpoint` to the newest checkpoint that is whole; damaged ones are reported and passed over.
-
-        Returns:
-            Its path prefix.
+    def restore(self, state: tf.train.Checkpoint) -> str:
+        """Set `state` to the newest checkpoint that is whole, and return its path prefix; damaged ones are reported and passed over.
 
         Raises:
             UserError: none is whole, or one holds other variables than `state`.
@@ -104,7 +84,7 @@ class Checkpoints:
         for path in self.paths():
             if path in self._damaged:
                 continue
-            self._check_reach(path)
+            self._check_access(path)
             try:
                 status = state.restore(path)
                 status.expect_partial()  # what does not fit is told here, not in warnings at the end
@@ -112,90 +92,71 @@ class Checkpoints:
                 return path
             except (AssertionError, ValueError):  # other variables, or of other shapes
                 raise _other_version(path) from None
-            except UNREADABLE as error:
+            except _DAMAGED as error:
                 self._pass_over(path, error)
         raise UserError(
             f"{self.directory}: no checkpoint is whole. Start afresh under another unique_name, from the run's newest weights file with "
             "initial_weights"
         )
 
-    def _check_reach(self, path):
-        """Let the system say what keeps a checkpoint from being read: TensorFlow says of all of them that the file is damaged."""
-        for file in self.directory.glob(f"{pathlib.Path(path).name}.*"):
-            with open(file, "rb") as content:
-                content.read(1)
-
-    def _pass_over(self, path, error):
-        """Report a damaged checkpoint."""
-        console.print(f"{path}: damaged, passed over ({_reason(error)})")
-        self._damaged.add(path)
-
-    def save(self, state):
-        """Write a `tf.train.Checkpoint` as the newest checkpoint, and let all but the `keep` newest go.
-
-        Returns:
-            Its path prefix.
+    def save(self, state: tf.train.Checkpoint, *, n_bytes: int = 0) -> str:
+        """Write `state`, of about `n_bytes`, as the newest checkpoint, and return its path prefix; all but the `keep` newest are removed.
 
         Raises:
             OSError: it cannot be written; those that were there stay.
         """
+        path = str(self.directory / f"ckpt-{int(state.save_counter) + 1}")
         whole = []
 
-        def sync_all(path):  # before the manager removes an older one
-            for file in self.directory.glob(f"{pathlib.Path(path).name}.*"):
+        def sync_all(prefix: str) -> None:
+            for file in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
                 sync(file)
-            whole.append(pathlib.Path(path).name)
+            whole.append(path)
 
-        number = int(state.save_counter) + 1
-        path = str(self.directory / f"ckpt-{number}")
-        if not self.directory.is_dir():  # TensorFlow would make it again, where a file system was unmounted on the disk below
-            raise write_error(path, self.n_bytes, os.strerror(errno.ENOENT), errno.ENOENT)
         try:
-            if self._manager is None:
-                self._manager = self._make_manager(state)
-            self._manager.save(checkpoint_number=number, options=tf.train.CheckpointOptions(experimental_write_callbacks=[sync_all]))
+            if not self.directory.is_dir():  # TensorFlow would make it again, where a file system was unmounted
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            state.save(str(self.directory / "ckpt"), options=tf.train.CheckpointOptions(experimental_write_callbacks=[sync_all]))
         except (tf.errors.OpError, OSError) as error:
-            self._manager = None  # it counts what it did not write
-            with contextlib.suppress(OSError):
-                self._remove(lambda name: name == f"ckpt-{number}" and name not in whole)
-            raise write_error(path, self.n_bytes, _reason(error), getattr(error, "errno", None)) from None
+            self._remove(lambda prefix: prefix == path and not whole)
+            raise write_error(path, n_bytes, _reason(error), getattr(error, "errno", None)) from None
         self._damaged.discard(path)
-        kept = {pathlib.Path(kept).name for kept in self._manager.checkpoints}
-        with contextlib.suppress(OSError):
-            self._remove(lambda name: name not in kept)
+        kept = [each for each in self.paths() if each not in self._damaged][: self._keep]
+        self._remove(lambda prefix: prefix not in kept)
         return path
 
-    def _make_manager(self, state):
-        """TensorFlow's manager, told which checkpoints are whole: its own list of them may be older than the last crash."""
-        names = [pathlib.Path(path).name for path in reversed(self.paths()) if path not in self._damaged]
-        if names:
-            lines = [f'model_checkpoint_path: "{names[-1]}"']
-            for i, name in enumerate(names, start=1):  # the manager forgets what has no time; the order is all that counts
-                lines += [f'all_model_checkpoint_paths: "{name}"', f"all_model_checkpoint_timestamps: {i}.0"]
-            replace_file(self.directory / "checkpoint", "\n".join([*lines, ""]).encode())
-        return tf.train.CheckpointManager(state, str(self.directory), max_to_keep=self._keep)
+    def _check_access(self, path: str) -> None:
+        """Raise the system's own error where a file cannot be read: TensorFlow takes it for damaged."""
+        for file in self.directory.glob(f"{pathlib.Path(path).name}.*"):
+            with open(file, "rb") as content:
+                content.read(1)
 
-    def _files(self):
+    def _pass_over(self, path: str, error: Exception) -> None:
+        """Report a damaged checkpoint."""
+        console.print(f"{path}: damaged, passed over ({_reason(error)})")
+        self._damaged.add(path)
+
+    def _files(self) -> list[pathlib.Path]:
         return list(self.directory.iterdir()) if self.directory.is_dir() else []
 
-    def _remove(self, unwanted):
-        """Remove what a write that broke off left, and the files of checkpoints whose name is unwanted."""
-        for path in self._files():
-            match = FILES.fullmatch(path.name)
-            half_written = path.name.startswith("checkpoint.tmp") or (match and match[2] == "_temp")
-            if half_written or (match and unwanted(f"ckpt-{match[1]}")):
-                with contextlib.suppress(OSError):
+    def _remove(self, unwanted: Callable[[str], bool]) -> None:
+        """Remove half-written files, and those of checkpoints whose path prefix is unwanted."""
+        with contextlib.suppress(OSError):
+            for path in self._files():
+                match = CHECKPOINT_FILE.fullmatch(path.name)
+                half_written = path.name.startswith("checkpoint.tmp") or (match and match[2] == "_temp")
+                if half_written or (match and unwanted(str(self.directory / f"ckpt-{match[1]}"))):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     """Why a file could not be read or written: what TensorFlow says without its node names, or the system's words."""
     text = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", text.splitlines()[0]).strip()
     return text.rpartition("; ")[2]  # FILE; reason
 
 
-def _other_version(path):
+def _other_version(path: str) -> UserError:
     return UserError(
         f"{path}: was written by another version of this program. Start afresh under another unique_name, or go on from its weights with "
         "initial_weights"

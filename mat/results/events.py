@@ -1,60 +1,30 @@
 """TensorBoard events of a run: scalars and pictures by epoch, each written once however often the run was interrupted."""
 
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
-from mat.cli.files import replace_file, sync, write_error
-from mat.data.records import CHECKSUM, HEADER, corrupt_records, framed_payloads
+from mat.cli.files import sync, write_error
 
 
 class Events:
-    """The event files in a directory. Files are opened at the first `write`.
+    """The event files in a directory. A new file is opened at the first `write`.
 
-    Args:
-        directory: where they are; made if missing.
-        n_epochs: how many epochs are complete. Events of later ones go: a run that broke off wrote them, and will again.
-
-    Raises:
-        OSError: a file cannot be rewritten.
+    Every process writes a file of its own. What earlier ones hold is not written again, as training an epoch again gives the same values.
     """
 
-    def __init__(self, directory, *, n_epochs):
+    def __init__(self, directory: str | os.PathLike):
         self._directory = pathlib.Path(directory)
-        self._writer = None
-        self._written = set()  # (tag, epoch)
-        for half_written in self._directory.glob("*.part"):
-            half_written.unlink()
-        for path in sorted(self._directory.glob("*tfevents*")):
-            self._take_over(path, n_epochs)
+        self._writer: Any = None
+        self._written = set(written_tags(directory))
 
-    def _take_over(self, path, n_epochs):
-        """Note what a file of an earlier process holds, and leave out of it later epochs and what follows a damaged place."""
-        content = path.read_bytes()
-        spans, _ = framed_payloads(content)
-        corrupt = corrupt_records(path, np.array([start for start, _ in spans], np.int64) - HEADER)
-        kept, position = [], 0
-        for start, stop in spans[: corrupt[0] if len(corrupt) else None]:
-            try:
-                event = tf.compat.v1.Event.FromString(content[start:stop])
-            except DecodeError:
-                break
-            end = stop + CHECKSUM
-            if event.step < n_epochs:
-                kept.append(content[position:end])
-                self._written |= {(value.tag, event.step) for value in event.summary.value}
-            position = end
-        kept = b"".join(kept)
-        if kept != content:
-            replace_file(path, kept)
+    def write(self, epoch: int, scalars: dict[str, float], pictures: dict[str, np.ndarray] | None = None) -> None:
+        """Write scalars and pictures (uint8 [H, W, 3]) of an epoch by their tags, except those that are written already.
 
-    def write(self, epoch, scalars, pictures=None):
-        """Write scalars (tag -> number) and pictures (tag -> uint8 [H, W, 3]) of an epoch, but what is written already.
-
-        Raises:
-            OSError: they cannot be written.
+        An OSError tells of a failed write.
         """
         scalars = {tag: value for tag, value in scalars.items() if (tag, epoch) not in self._written}
         pictures = {tag: picture for tag, picture in (pictures or {}).items() if (tag, epoch) not in self._written}
@@ -78,8 +48,9 @@ class Events:
         self._written |= {(tag, epoch) for tag in (*scalars, *pictures)}
 
 
-def written_tags(directory):
-    """(tag, epoch) of every value in the event files of a directory, sorted."""
-    paths = [str(path) for path in pathlib.Path(directory).glob("*tfevents*")]
-    events = [tf.compat.v1.Event.FromString(record.numpy()) for path in paths for record in tf.data.TFRecordDataset(path)]
+def written_tags(directory: str | os.PathLike) -> list[tuple[str, int]]:
+    """(tag, epoch) of every value in the event files of a directory, sorted; of a damaged file those before the damage."""
+    paths = [str(path) for path in sorted(pathlib.Path(directory).glob("*tfevents*"))]
+    records = [record.numpy() for path in paths for record in tf.data.TFRecordDataset(path).ignore_errors()]
+    events = [tf.compat.v1.Event.FromString(record) for record in records]
     return sorted((value.tag, event.step) for event in events for value in event.summary.value)

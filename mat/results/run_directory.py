@@ -1,8 +1,11 @@
-"""The result directory of a run: what is written, where, and how it replaces what was there."""
+"""The result directory of a run: its files, and the lock that keeps other processes out."""
 
 import contextlib
+import pathlib
 import shlex
+from collections.abc import Iterator
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,11 +13,14 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable, exclusive_lock, is_occupied, npz, replace_file
 from mat.models import save_weights
+from mat.patch import PatchBank
 from mat.results.checkpoints import Checkpoints
 from mat.results.events import Events
 
-CONFIG = "config.yaml"
-LOG = "log.csv"
+CONFIG_FILE = "config.yaml"
+LOG_FILE = "log.csv"
+BANK_FILE = "patches.npz"
+BANK_PICTURE = "patches.png"
 LOG_COLUMNS = {"Epoch": "epoch", "Train Loss": "loss", "Train Accuracy": "accuracy", "Valid Accuracy": "validation_accuracy"}
 ROBUST_COLUMN = {"Robust Accuracy": "robust_accuracy"}  # empty but in the epochs that were evaluated
 EVENT_TAGS = {
@@ -23,139 +29,131 @@ EVENT_TAGS = {
     "validation/accuracy": "validation_accuracy",
     "learning_rate": "learning_rate",
 }
-PATCHES = "patches.npz"
-PATCHES_PICTURE = "patches.png"
-CHECKPOINTS = "checkpoints"
-LOCK = "lock"
-EVENTS = "events"
-
-MAX_PATCHES_SHOWN = 1000
-MAX_PATCHES_IN_EVENTS = 64
+MAX_PATCHES_IN_PICTURE, MAX_PATCHES_IN_EVENTS = 1000, 64
 CELL = 48  # pixels: small patches are enlarged towards it in the picture
 
 
 class ResultDirectory:
-    """`base_result_dir/unique_name` of a config.
+    """The directory that a run writes into.
 
     Nothing but the lock is written before `opened`; the constructor only finds out whether the run may use the directory.
 
     Args:
-        config: the run's config.
+        path: the directory, `base_result_dir/unique_name` of a config.
         resume: whether to continue the run that is in the directory.
+        checkpoints_to_keep: how many checkpoints are kept.
+        resume_config: the config file that continues the run; by default the directory's own.
 
     Raises:
         UserError: the directory holds something other than logs and `resume` is not set, it cannot be made, or another process trains
             into it.
     """
 
-    def __init__(self, config, *, resume=False):
-        self.path = config.result_dir
-        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, keep=config.checkpoints_to_keep)
-        self.events = None
-        self._config = config
+    def __init__(
+        self, path: pathlib.Path, *, resume: bool = False, checkpoints_to_keep: int = 2, resume_config: pathlib.Path | None = None
+    ):
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints", keep=checkpoints_to_keep)
+        self.events = Events(path / "events")
+        self.resume_command = f"python mat/train.py {shlex.quote(str(resume_config or path / CONFIG_FILE))} --resume"
         self._resume = resume
-        self._robust = config.robust_evaluation != "none"
-        self.resume_config = self.path / CONFIG  # what --resume is to be given
         try:
             if not resume and is_occupied(self.path):
                 raise self._exists()
             check_writable(self.path, "Change base_result_dir or unique_name")
-            if (self.path / CHECKPOINTS).is_dir():
-                with self.held():
+            if self.checkpoints.directory.is_dir():
+                with self._locked():
                     pass
             self._seen = self.checkpoints.paths()
         except OSError as error:
             place = error.filename or self.path
             raise UserError(f"{place}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
 
-    def _exists(self):
-        resumable = f", or continue its run with: {self.resume_command}" if (self.path / CONFIG).exists() else ""
+    def _exists(self) -> UserError:
+        resumable = f", or continue its run with: {self.resume_command}" if (self.path / CONFIG_FILE).exists() else ""
         return UserError(
             f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
             f"{{date}} or {{id}} into it, remove the directory{resumable}"
         )
 
-    @property
-    def resume_command(self):
-        """The command that continues the run."""
-        return f"python mat/train.py {shlex.quote(str(self.resume_config))} --resume"
-
-    def held(self):
-        """Within this block no other process trains into the directory.
-
-        Raises:
-            UserError: another one does already.
-            OSError: the lock file cannot be made.
-        """
-        return exclusive_lock(self.path / CHECKPOINTS / LOCK, "Wait for that run to end, or choose another unique_name")
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Within this block no other process trains into the directory; a UserError if one does."""
+        return exclusive_lock(self.checkpoints.directory / "lock", "Wait for that run to end, or choose another unique_name")
 
     @contextlib.contextmanager
-    def opened(self, rows):
-        """Make the directory, hold it, and bring config, log and events to the state after the epochs of `rows`, as of `write_log`.
+    def opened(self) -> Iterator[None]:
+        """Make the directory and lock it within the block.
 
         Raises:
-            UserError: another process made the directory, holds it, or trained into it since this object was made.
+            UserError: another process made the directory, trains into it, or did so since this object was made.
             OSError: a file cannot be written.
         """
         if not self._resume and is_occupied(self.path):
             raise self._exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-        with self.held():
+        self.checkpoints.directory.mkdir(exist_ok=True)
+        with self._locked():
             if self.checkpoints.paths() != self._seen:
                 raise UserError(f"{self.path}: another process has continued this run in the meantime. Run the same command again")
-            self._config.to_yaml(self.path / CONFIG)
-            self.write_log(rows)
-            self.events = Events(self.path / EVENTS, n_epochs=len(rows))
-            for row in rows:  # what a damaged file lost
-                self.write_events(row)
             yield
 
-    def leftovers(self):
-        """What there is of a run whose checkpoints are gone: its newest weights file, or None.
+    def weights_path(self, epoch: int) -> pathlib.Path:
+        """The weights file of an epoch, counted from 0: the original's name, also for other data."""
+        return self.path / f"tiny_imagenet_weights_{epoch:03d}.h5"
 
-        The first epoch's does not count: a run that was killed while it saved that epoch writes it again.
-        """
+    def newest_weights(self) -> pathlib.Path | None:
+        """The newest weights file; None where there is none, or only the first epoch's, which a run killed while saving writes again."""
         files = sorted(self.path.glob("tiny_imagenet_weights_*.h5"), key=lambda path: (len(path.name), path.name))
         return files[-1] if files and files[-1] != self.weights_path(0) else None
 
-    def write_log(self, rows):
+    def write_log(self, rows: list[dict[str, float]], *, robust: bool = False) -> None:
         """Write `log.csv` as a whole, in the original's format.
 
         Args:
             rows: a dict for each complete epoch, in their order: the values of `LOG_COLUMNS`, and where measured of `ROBUST_COLUMN`.
+            robust: write the column of robust accuracies even if it is empty.
         """
         columns = LOG_COLUMNS
-        if self._robust or any("robust_accuracy" in row for row in rows):
+        if robust or any("robust_accuracy" in row for row in rows):
             columns = columns | ROBUST_COLUMN
         lines = [";".join(f"{row[key]:.3f}" if key in row else "" for key in columns.values()) for row in rows]
-        replace_file(self.path / LOG, "".join(f"{line}\r\n" for line in [";".join(columns), *lines]).encode())
+        replace_file(self.path / LOG_FILE, "".join(f"{line}\r\n" for line in [";".join(columns), *lines]).encode())
 
-    def write_events(self, row, **scalars):
+    def write_events(self, row: dict[str, float], **scalars: float) -> None:
         """Write an epoch to the TensorBoard events: its row, as of `write_log`, and other `scalars`."""
-        self.events.write(row["epoch"], {tag: row[key] for tag, key in EVENT_TAGS.items() if key in row} | scalars)
+        self.events.write(int(row["epoch"]), {tag: row[key] for tag, key in EVENT_TAGS.items() if key in row} | scalars)
 
-    def save_weights(self, model, epoch):
+    def save_weights(self, model: keras.Model, epoch: int) -> None:
         """Write the weights after an epoch, counted from 0."""
         save_weights(model, self.weights_path(epoch))
 
-    def weights_path(self, epoch):
-        """The weights file of an epoch, counted from 0: the original's name, also for other data."""
-        return self.path / f"tiny_imagenet_weights_{epoch:03d}.h5"
-
-    def save_patches(self, bank, epoch):
+    def save_bank(self, bank: PatchBank, epoch: int) -> None:
         """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""
         patches = bank.patches.numpy()
         arrays = npz(patches=patches, targets=bank.targets.numpy(), step_sizes=bank.step_sizes.numpy())
-        replace_file(self.path / PATCHES, arrays)
+        replace_file(self.path / BANK_FILE, arrays)
         try:
-            replace_file(self.path / PATCHES_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_SHOWN])).numpy())
+            replace_file(self.path / BANK_PICTURE, tf.io.encode_png(patch_grid(patches[:MAX_PATCHES_IN_PICTURE])).numpy())
         except OSError as error:  # only a picture
             console.print(f"{error.filename}: cannot be written: {error.strerror}; going on without it")
         self.events.write(epoch, {}, {"patches": patch_grid(patches[:MAX_PATCHES_IN_EVENTS])})
 
+    def unusable(self, error: OSError) -> UserError:
+        """The message of a file that cannot be read or written."""
+        return UserError(f"{error.filename or self.path}: cannot be read or written: {error.strerror or error}. {self.what_is_saved()}")
 
-def patch_grid(patches):
+    def what_is_saved(self) -> str:
+        """The newest checkpoint and how the run goes on from it, in words."""
+        try:
+            paths = self.checkpoints.paths()
+        except OSError:
+            return f"The checkpoints are out of reach too. When they are back, continue with: {self.resume_command}"
+        if not paths:
+            return "No checkpoint was written yet"
+        return f"The newest checkpoint is {paths[0]}. Continue with: {self.resume_command}"
+
+
+def patch_grid(patches: np.ndarray) -> np.ndarray:
     """A picture of patches, row by row in a grid about as wide as high, small ones enlarged.
 
     Args:

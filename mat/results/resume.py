@@ -1,0 +1,94 @@
+"""Checks before a run is resumed: same config, same data, a version that computes the same."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from mat.cli.console import console
+from mat.cli.devices import tensorfloat32_is_fast
+from mat.cli.errors import UserError
+from mat.cli.text import format_value
+from mat.config import PatchTrainingConfig, differences
+from mat.models.pooling import SMALLEST_POOL, last_feature_map
+from mat.results.run_directory import CONFIG_FILE, ResultDirectory
+
+
+def read_record(directory: ResultDirectory, config: PatchTrainingConfig) -> dict[str, Any] | None:
+    """The record of the run in a result directory, of its newest readable checkpoint; None where the run starts afresh.
+
+    Raises:
+        UserError: it is the run of another config or version, its checkpoints are damaged or gone, or cannot be read.
+    """
+    try:
+        record = directory.checkpoints.read_record()
+    except OSError as error:
+        raise directory.unusable(error) from None
+    if record is not None:
+        try:
+            saved = PatchTrainingConfig.from_values(record["config"])
+        except UserError as error:
+            raise UserError(f"{directory.path}: its run is of another version of this program ({error})") from None
+        _check_same_config(directory, saved, config)
+        return record
+    if weights := directory.newest_weights():
+        raise UserError(
+            f"{directory.path}: has the results of a run and no checkpoint to resume from. Remove the directory to start afresh, or go on "
+            f"under another unique_name with initial_weights: {weights}"
+        )
+    if (path := directory.path / CONFIG_FILE).exists():
+        _check_same_config(directory, PatchTrainingConfig.from_yaml(path), config)
+    console.print(f"{directory.path}: no checkpoint to resume from; starting afresh")
+    return None
+
+
+def _check_same_config(directory: ResultDirectory, saved: PatchTrainingConfig, config: PatchTrainingConfig) -> None:
+    """Refuse to go on with another config than the one that is saved."""
+    if different := differences(saved, config):
+        was = ", ".join(f"{key}: {format_value(value)}" for key, value, _ in different)
+        given = ", ".join(f"{key}: {format_value(value)}" for key, _, value in different)
+        raise UserError(f"{directory.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")
+
+
+def restore(directory: ResultDirectory, config: PatchTrainingConfig, state: tf.train.Checkpoint, record: dict[str, Any]) -> None:
+    """Set `state` to the newest usable checkpoint.
+
+    Args:
+        directory: where the checkpoints are.
+        config: the run's config.
+        state: what is set; its `record` is this process's `RunRecord`.
+        record: of `read_record`.
+
+    Raises:
+        UserError: the run was begun with other data or by a version that computes something else, or no checkpoint is whole.
+    """
+    if record["data_sha256"] != state.record.data_sha256:
+        raise UserError(
+            f"{config.data_dir}: not the data that the run in {directory.path} was begun with. Give data_dir that data, or train under "
+            "another unique_name"
+        )
+    try:
+        directory.checkpoints.restore(state)
+    except OSError as error:
+        raise directory.unusable(error) from None
+    _check_version(directory, config, record["versions"]["mat"])
+    if record["versions"]["tensorflow"] != tf.__version__:
+        console.print(
+            f"The checkpoint was written with TensorFlow {record['versions']['tensorflow']}, this is {tf.__version__}: results may "
+            "differ in their last digits from those of an uninterrupted run"
+        )
+
+
+def _check_version(directory: ResultDirectory, config: PatchTrainingConfig, version: str) -> None:
+    """Refuse a run of a version whose network computed something else: 0.1 cropped what it pooled to multiples of 8.
+
+    Its float32 may also have been TensorFloat-32, on GPUs from Ampere on.
+    """
+    if not version.startswith("0.1."):
+        return
+    if last_feature_map(config.image_size, config.n_stacks) % SMALLEST_POOL:
+        raise UserError(
+            f"{directory.path}: its run is of version {version}, which left out a part of images of image_size: {config.image_size} with "
+            f"n_stacks: {config.n_stacks}. Train anew under another unique_name"
+        )
+    if config.precision == "float32" and tensorfloat32_is_fast() is not False:
+        console.print(f"The run was begun by version {version}, whose float32 was TensorFloat-32 on this device; now it is float32")

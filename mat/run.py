@@ -1,0 +1,159 @@
+"""The parts of a training run, made from its config: data, model, bank of meta-patches, step (INIT of Algorithm 1 of arXiv:2101.11453)."""
+
+import dataclasses
+import pathlib
+
+import keras
+import tensorflow as tf
+
+from mat.cli.console import console
+from mat.cli.devices import configure, memory_limits, use_xla
+from mat.cli.errors import UserError
+from mat.config import PatchTrainingConfig
+from mat.data.reading import Records
+from mat.data.splits import fingerprint, read_splits
+from mat.data.tiny_imagenet import initial_images
+from mat.models import create_model, load_weights
+from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
+from mat.results.checkpoints import RunRecord
+from mat.results.resume import read_record, restore
+from mat.results.run_directory import ResultDirectory
+from mat.seeds import stream_seed
+from mat.step import TrainingStep
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """The parts of a training run."""
+
+    config: PatchTrainingConfig  # what the others were made from
+    results: ResultDirectory
+    train_records: Records
+    validation_records: Records
+    model: keras.Model
+    bank: PatchBank | None  # None for plain training
+    step: TrainingStep  # compiled, of `model` and `bank`; with the optimizer and the number of the next step
+    record: RunRecord  # with the epochs that are complete
+    state: tf.train.Checkpoint  # step and record, as checkpoints hold them
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the training images; the last ones that do not fill a batch are left out."""
+        return len(self.train_records.labels) // self.config.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are complete: the next one to train, counted from 0."""
+        return len(self.record.rows)
+
+    @property
+    def position(self) -> str:
+        """How far the run is, in words."""
+        step = int(self.step.step) - self.epoch * self.steps_per_epoch
+        if step == 0:
+            return f"epoch {self.epoch} of {self.config.n_epochs}"
+        return f"epoch {self.epoch + 1} of {self.config.n_epochs}, step {step} of {self.steps_per_epoch}"
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: weights, momentum and bank."""
+        return 4 * (2 * self.model.count_params() + (self.bank.patches.shape.num_elements() if self.bank else 0))
+
+    @property
+    def bytes_to_write(self) -> int:
+        """About how much the rest of the run writes: weights, and checkpoints, of which the next one is there before one goes."""
+        weights = (self.config.n_epochs - self.epoch) * 4 * self.model.count_params()
+        return weights + (self.config.checkpoints_to_keep + 1) * self.checkpoint_bytes
+
+    def memory_advice(self) -> str:
+        """How to get along with less memory, and what is saved."""
+        return _memory_advice(self.config, self.results)
+
+
+def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_config: pathlib.Path | None = None) -> TrainingRun:
+    """Read and check all that a run needs. Nothing is written, but for the demo's data set where it is missing.
+
+    Args:
+        config: the run's config.
+        resume: continue from the newest usable checkpoint in the result directory, or start afresh where there is none.
+        resume_config: the config file that messages tell the user to resume with; by default that in the result directory.
+
+    Raises:
+        UserError: the data, the weights or the result directory cannot be used, or do not fit the config.
+    """
+    results = ResultDirectory(config.result_dir, resume=resume, checkpoints_to_keep=config.checkpoints_to_keep, resume_config=resume_config)
+    earlier = read_record(results, config) if resume else None
+    configure(precision=config.precision, deterministic=config.deterministic)
+    with memory_limits(lambda: _memory_advice(config, results)):
+        model = create_model(config)
+        if config.initial_weights is not None and earlier is None:
+            load_weights(model, config.initial_weights)
+        train_records, validation_records = read_splits(
+            config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed
+        )
+        if len(train_records.labels) < config.batch_size:
+            raise UserError(
+                f"{train_records.path}: {len(train_records.labels)} training images do not fill one batch of batch_size: "
+                f"{config.batch_size}. Set a smaller batch_size"
+            )
+        bank = None
+        if config.n_patches:
+            bank = sample_patches(config, train_records) if earlier is None else PatchBank.empty(config.n_patches, config.patch_shape)
+        step = create_step(config, model, bank)
+        record = RunRecord(config.to_values(), fingerprint((train_records, validation_records)))
+        state = tf.train.Checkpoint(step=step, record=record)
+        if earlier is not None:
+            restore(results, config, state, earlier)
+    run = TrainingRun(config, results, train_records, validation_records, model, bank, step, record, state)
+    if earlier is not None and run.epoch < config.n_epochs:
+        console.print(f"{results.path}: resuming after {run.position}")
+    return run
+
+
+def sample_patches(config: PatchTrainingConfig, train_records: Records) -> PatchBank:
+    """INIT of Algorithm 1: P tuples of meta-patch, target class and step size.
+
+    Args:
+        config: the run's config.
+        train_records: the training images, which start the patches where `patch_initialization` is `data`; else not used.
+
+    Raises:
+        UserError: a target class has no training image to start from.
+    """
+    targets = initial_targets(config.n_patches, config.n_classes)
+    if config.patch_initialization == "random":
+        patches = random_patches(config.n_patches, config.patch_shape, seed=stream_seed(config.seed, "bank/patches"))
+    else:
+        targeted = config.optimizer.targeted_attack
+        images = initial_images(train_records, targets.numpy(), targeted=targeted, image_size=config.image_size, seed=config.seed)
+        patches = tf.concat([resize_to_patches(batch, config.patch_shape) for batch in images.batch(1000)], axis=0)
+    step_sizes = initial_step_sizes(
+        config.n_patches,
+        min_step_size=config.optimizer.min_step_size,
+        max_step_size=config.optimizer.max_step_size,
+        seed=stream_seed(config.seed, "bank/step_sizes"),
+    )
+    return PatchBank(patches, targets, step_sizes)
+
+
+def create_step(config: PatchTrainingConfig, model: keras.Model, bank: PatchBank | None) -> TrainingStep:
+    """The compiled training step that a config describes; plain training without a bank."""
+    return TrainingStep(
+        model,
+        bank,
+        n_trials=config.n_patch_trials,
+        n_iterations=config.optimizer.n_iterations,
+        targeted=config.optimizer.targeted_attack,
+        patch_lr=config.patch_lr,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        jit_compile=use_xla(config.jit_compile),
+    )
+
+
+def _memory_advice(config: PatchTrainingConfig, results: ResultDirectory) -> str:
+    return (
+        f"batch_size: {config.batch_size}, width: {config.width} and n_patches: {config.n_patches} take more than there is. Set a smaller "
+        "one under another unique_name, as a run is resumed with its own config only; or free what other programs took. "
+        f"{results.what_is_saved()}"
+    )
