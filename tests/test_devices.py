@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from mat.cli import devices
 from mat.cli.errors import UserError
-from mat.robustness import measure
-from mat.trainer import Trainer
+from mat.robustness.measure import measure_robustness
+from tests.conftest import trainer_of
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def gpus(monkeypatch):
     """A function that sets the visible GPUs, a list of their details."""
 
     def show(details):
-        devices_shown = [types.SimpleNamespace(name=f"GPU:{i}", details=each) for i, each in enumerate(details)]
-        monkeypatch.setattr(devices.tf.config, "get_visible_devices", lambda _: devices_shown)
+        visible = [types.SimpleNamespace(name=f"GPU:{i}", details=each) for i, each in enumerate(details)]
+        monkeypatch.setattr(devices.tf.config, "get_visible_devices", lambda _: visible)
         monkeypatch.setattr(devices.tf.config.experimental, "get_device_details", lambda gpu: gpu.details)
 
     return show
@@ -27,7 +27,6 @@ def gpus(monkeypatch):
     ("cpu_info", "fast"),
     [
         ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16 sse\n", True),
-        ("flags\t\t: amx_tile amx_bf16\n", True),
         ("flags\t\t: fpu avx2 avx512f\n", False),
         ("processor : 0\n", None),
         (None, None),
@@ -45,25 +44,22 @@ def test_bfloat16_is_fast_where_the_cpu_has_instructions_for_it(tmp_path, monkey
 @pytest.mark.parametrize(("capability", "fast"), [((8, 0), True), ((9, 0), True), ((7, 5), False), (None, None)])
 def test_short_types_are_fast_on_gpus_from_ampere_on(gpus, capability, fast):
     gpus([{"compute_capability": (9, 0)}, {"compute_capability": capability} if capability else {}])
-    assert devices.bfloat16_is_fast() is fast
-    assert devices.tensorfloat32_is_fast() is fast
+    assert devices.bfloat16_is_fast() is devices.tensorfloat32_is_fast() is fast
 
 
 def test_auto_compiles_with_xla_on_gpus_only(gpus):
-    gpus([])
-    assert (devices.use_xla("auto"), devices.use_xla(True), devices.use_xla(False)) == (False, True, False)
-    assert devices.device_name().startswith("CPU, ")
-    gpus([{"device_name": "a GPU"}, {}])
-    assert (devices.use_xla("auto"), devices.use_xla(True), devices.use_xla(False)) == (True, True, False)
-    assert devices.device_name() == "a GPU, GPU:1"
+    for details, auto, name in ([], False, "CPU, "), ([{"device_name": "a GPU"}, {}], True, "a GPU, GPU:1"):
+        gpus(details)
+        assert (devices.use_xla("auto"), devices.use_xla(True), devices.use_xla(False)) == (auto, True, False)
+        assert devices.device_name().startswith(name)
 
 
 def test_precision_and_determinism_are_set(monkeypatch):
     determinism = []
     monkeypatch.setattr(devices.tf.config.experimental, "enable_op_determinism", lambda: determinism.append(True))
-    for precision, expected in (("tensorfloat32", True), ("float32", False), ("mixed_bfloat16", False)):
+    for precision, rounds in (("tensorfloat32", True), ("float32", False), ("mixed_bfloat16", False)):
         devices.configure(precision=precision, deterministic=False)
-        assert tf.config.experimental.tensor_float_32_execution_enabled() is expected
+        assert tf.config.experimental.tensor_float_32_execution_enabled() is rounds
     assert determinism == []
     devices.configure(precision="float32", deterministic=True)
     assert determinism == [True]
@@ -93,30 +89,27 @@ def test_the_environment_that_changes_precision_is_told(monkeypatch, environment
     assert "NVIDIA_TF32_OVERRIDE=0" in devices.precision_overrides("tensorfloat32")
 
 
-EXHAUSTED = tf.errors.ResourceExhaustedError(
-    None, None, "Graph execution error:\n\n{{function_node __wrapped__Conv2D}} OOM when allocating tensor with shape[9,9]\nHint: x"
-)
+def tf_error(name, text):
+    return getattr(tf.errors, f"{name}Error")(None, None, text)
+
+
+ALLOCATING = "Graph execution error:\n\n{{function_node __wrapped__Conv2D}} OOM when allocating tensor with shape[9,9]\nHint: x"
+EXHAUSTED = tf_error("ResourceExhausted", ALLOCATING)
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (EXHAUSTED, "out of memory (OOM when allocating tensor with shape[9,9]). batch_size: 8"),
-        (tf.errors.InternalError(None, None, "CUDNN_STATUS_ALLOC_FAILED\nin x"), "(CUDNN_STATUS_ALLOC_FAILED)"),
-        (
-            tf.errors.AbortedError(None, None, "Graph\nOperation received an exception:Status: 1, message: no"),
-            "exception:Status: 1, message: no",
-        ),
-        (tf.errors.UnknownError(None, None, "Failed to allocate 9 bytes"), "(Failed to allocate 9 bytes)"),
-        (tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY: out of memory"), "CUDA_ERROR"),
+        (tf_error("Internal", "CUDNN_STATUS_ALLOC_FAILED\nin x"), "(CUDNN_STATUS_ALLOC_FAILED)"),
+        (tf_error("Aborted", "Graph\nOperation received an exception:Status: 1, message: no"), "exception:Status: 1, message: no"),
+        (tf_error("Unknown", "Failed to allocate 9 bytes"), "(Failed to allocate 9 bytes)"),
         (MemoryError("Unable to allocate 9 GiB"), "(Unable to allocate 9 GiB)"),
         (MemoryError(), "out of memory (Python can take no more). batch_size: 8"),
-        (tf.errors.ResourceExhaustedError(None, None, "/x/ckpt-1; No space left on device"), None),
-        (tf.errors.ResourceExhaustedError(None, None, "/x/ckpt-1; Disk quota exceeded"), None),
-        (tf.errors.ResourceExhaustedError(None, None, "/x/train.tfrecord; Too many open files"), None),
-        (tf.errors.NotFoundError(None, None, "/data/classroom/train.tfrecord; No such file or directory"), None),
-        (tf.errors.DataLossError(None, None, "/data/MUSHROOMS/train.tfrecord; corrupt"), None),
-        (tf.errors.InvalidArgumentError(None, None, "shapes differ"), None),
+        (tf_error("ResourceExhausted", "/x/ckpt-1; No space left on device"), None),
+        (tf_error("ResourceExhausted", "/x/train.tfrecord; Too many open files"), None),
+        (tf_error("NotFound", "/data/classroom/train.tfrecord; No such file or directory"), None),
+        (tf_error("DataLoss", "/data/MUSHROOMS/train.tfrecord; corrupt"), None),
         (OSError("out of memory"), None),
     ],
 )
@@ -131,16 +124,15 @@ def exhausted(*_, **__):
 
 
 def test_training_and_evaluation_name_the_keys_that_take_memory(tiny_config, monkeypatch):
-    trainer = Trainer(tiny_config(n_epochs=1))
-    trainer.step.train_on_batch = exhausted
+    trainer = trainer_of(tiny_config(n_epochs=1))
+    run, weights = trainer.run, trainer.run.results.path / "weights.h5"
+    run.step.train_on_batch = exhausted
     with pytest.raises(UserError, match=r"shape\[9,9\]\).* batch_size: 8, .* under another unique_name.* No checkpoint was written yet"):
         trainer.fit()
-    weights = trainer.results.path / "weights.h5"
     weights.write_bytes(b"")
-    monkeypatch.setattr(measure, "Evaluation", exhausted)
-    splits = trainer.train_records, trainer.validation_records
+    monkeypatch.setattr("mat.robustness.measure.load_images", exhausted)
     with pytest.raises(UserError, match=r"evaluation.images_at_once: 128 images .* --resume"):
-        measure.evaluate(trainer.config, trainer.model, splits, trainer.results.path / "report", weights=weights)
-    monkeypatch.setattr("mat.trainer.create_model", exhausted)
+        measure_robustness(run.config, run.model, (run.train_records, run.validation_records), weights.parent / "report", weights=weights)
+    monkeypatch.setattr("mat.run.create_model", exhausted)
     with pytest.raises(UserError, match=r"width: 1 and n_patches: 6 take more"):
-        Trainer(tiny_config(unique_name="another"))
+        trainer_of(tiny_config(unique_name="another"))

@@ -59,6 +59,12 @@ def test_other_backends_and_windows_are_refused_at_import(monkeypatch):
         runpy.run_path(str(ROOT / "mat" / "__init__.py"))
 
 
+def run(*command, cwd=ROOT, **environment):
+    """A finished process, with what it wrote in ASCII."""
+    options = {"cwd": cwd, "env": os.environ | environment, "capture_output": True, "encoding": "ascii", "timeout": 120}
+    return subprocess.run(command, check=False, **options)
+
+
 STREAMS = """
 import sys
 from mat.cli.environment import prepare_process
@@ -71,24 +77,19 @@ sys.exit(10 + number)
 """
 
 
-@pytest.mark.parametrize(
-    ("closed", "output", "errors"),
-    [("", True, True), ("<&-", True, True), (">&-", False, True), ("2>&-", True, False), ("<&- >&- 2>&-", False, False)],
-)
-def test_closed_streams_and_narrow_encodings_stop_nothing(tmp_path, closed, output, errors):
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_and_narrow_encodings_stop_nothing(tmp_path, closed):
     command = ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-c", STREAMS]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    process = run(*command, cwd=tmp_path, PYTHONIOENCODING="ascii", PYTHONPATH=str(ROOT))
     assert process.returncode == 13  # the file that was opened got no number of a stream
-    assert process.stdout == ("to standard output \\xe9 \\udcff \\u2501\n" if output else "")
-    assert process.stderr == ("to standard error \\xe9 \\udcff\n" if errors else "")
+    assert process.stdout == ("" if " >&-" in f" {closed}" else "to standard output \\xe9 \\udcff \\u2501\n")
+    assert process.stderr == ("" if "2>&-" in closed else "to standard error \\xe9 \\udcff\n")
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["d\udcf6nn\u00e9es.yaml"], 2), (["--d\u00e9"], 2)])
 def test_messages_are_printed_in_any_locale(arguments, status):
-    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "0"}
-    command = [sys.executable, "mat/train.py", *map(os.fsencode, arguments)]
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "0"}
+    process = run(sys.executable, "mat/train.py", *map(os.fsencode, arguments), **locale)
     assert process.returncode == status
     assert "Traceback" not in process.stderr
     assert process.stdout if status == 0 else process.stderr
@@ -102,24 +103,16 @@ def test_a_run_in_a_notebooks_environment_is_as_any_other(tmp_path, tiny_data):
     (home / "keras.json").write_text(json.dumps({"backend": "jax", "floatx": "bfloat16", "image_data_format": "channels_first"}))
     odd = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "FORCE_COLOR": "1", "COLUMNS": "0", "PYTHONIOENCODING": "ascii"}
     command = f'exec "{sys.executable}" "{ROOT}/mat/train.py" config.yaml <&- 2>&-'
-    environment = os.environ | odd | {"HOME": str(home.parent)}
-    process = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, timeout=120, check=False)
+    process = run("bash", "-c", command, cwd=tmp_path, HOME=str(home.parent), **odd)
     assert process.returncode == 0
-    output = process.stdout.decode("ascii")
-    assert f"{tmp_path}/d\\xf6nn\\xe9es: 32 training" in output
-    assert "\x1b" not in output
+    assert f"{tmp_path}/d\\xf6nn\\xe9es: 32 training" in process.stdout
+    assert "\x1b" not in process.stdout
     assert (tmp_path / "results" / "run" / "log.csv").is_file()
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [
-        ("image_data_format", "channels_first"),
-        ("floatx", "float64"),
-        ("floatx", "bfloat16"),
-        ("epsilon", 0.1),
-        ("dtype_policy", "mixed_float16"),
-    ],
+    [("image_data_format", "channels_first"), ("floatx", "float64"), ("epsilon", 0.1), ("dtype_policy", "mixed_float16")],
 )
 def test_keras_settings_do_not_change_the_network(setting, value):
     images = tf.constant(np.random.default_rng(0).uniform(size=[2, 16, 16, 3]), tf.float32)
@@ -146,6 +139,8 @@ E0000 00:00:1795594202.222893    5880 cuda_platform.cc:52] failed call to cuInit
 Traceback of something else
 """
 REASONS = ["Could not find cuda drivers, GPU will not be used.", "failed call to cuInit", "Cannot dlopen some libraries."]
+NOTHING = ["nothing; it may be built for CPUs only"]
+MANY = "".join(f"E0 0:0 1 a.cc:1] {i}\n" for i in range(99))
 
 
 @pytest.mark.parametrize(
@@ -153,35 +148,31 @@ REASONS = ["Could not find cuda drivers, GPU will not be used.", "failed call to
     [
         ({}, True, [], LOG, REASONS),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "NVIDIA_VISIBLE_DEVICES": "all"}, True, [], LOG, REASONS),
-        ({}, True, [], "", ["nothing; it may be built for CPUs only"]),
-        ({}, True, [], None, ["nothing; it may be built for CPUs only"]),
-        ({}, True, [], "".join(f"E0 0:0 1 a.cc:1] {i}\n" for i in range(99)), [str(i) for i in range(surroundings.MAX_REASONS)]),
-        ({"CUDA_VISIBLE_DEVICES": ""}, True, [], LOG, None),
-        ({"CUDA_VISIBLE_DEVICES": "-1,0"}, True, [], LOG, None),
-        ({"NVIDIA_VISIBLE_DEVICES": "void"}, True, [], LOG, None),
-        ({}, False, [], LOG, None),
-        ({}, True, ["a GPU"], LOG, None),
+        ({}, True, [], "", NOTHING),
+        ({}, True, [], None, NOTHING),
+        ({}, True, [], MANY, [str(i) for i in range(surroundings.MAX_REASONS)]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, True, [], LOG, []),
+        ({"CUDA_VISIBLE_DEVICES": "-1,0"}, True, [], LOG, []),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, True, [], LOG, []),
+        ({}, False, [], LOG, []),
+        ({}, True, ["a GPU"], LOG, []),
     ],
 )
-def test_a_gpu_that_tensorflow_does_not_find_is_told_with_the_reason(
-    tmp_path, monkeypatch, capsys, environment, driver, gpus, log, reasons
-):
-    def run(command, *, env, **_):
+def test_a_gpu_that_tensorflow_does_not_find_is_told_with_the_reason(monkeypatch, capsys, environment, driver, gpus, log, reasons):
+    def process(command, *, env, **_):
         assert env["TF_CPP_MIN_LOG_LEVEL"] == "0"
         if log is None:
             raise subprocess.TimeoutExpired(command, 1)
-        return subprocess.CompletedProcess(command, 0, "", log)
+        return subprocess.CompletedProcess(command, 0, b"", log.encode())
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(surroundings, "DRIVER_PATHS", (tmp_path / "none", tmp_path if driver else tmp_path / "none"))
-    monkeypatch.setattr(surroundings.subprocess, "run", run)
+    monkeypatch.setattr(surroundings, "DRIVER_PATHS", ("/none", "/" if driver else "/none"))
+    monkeypatch.setattr(surroundings.subprocess, "run", process)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
     surroundings.load_tensorflow()
     lines = capsys.readouterr().out.splitlines()
-    if reasons is None:
-        assert lines == []
-        return
-    assert lines[0].startswith("WARNING: this machine has an NVIDIA driver, and TensorFlow finds no GPU")
     assert [line.strip() for line in lines[1:-1]] == reasons
-    assert 'pip install "tensorflow[and-cuda]"' in lines[-1]
+    assert len(lines) == (len(reasons) + 2 if reasons else 0)
+    assert not lines or lines[0].startswith("WARNING: this machine has an NVIDIA driver, and TensorFlow finds no GPU")
+    assert not lines or 'pip install "tensorflow[and-cuda]"' in lines[-1]

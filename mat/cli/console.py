@@ -1,94 +1,74 @@
-"""What the user sees: the console, TensorFlow's start-up noise kept away, progress that is live in a terminal and plain lines in a pipe."""
+"""Console output, aligned tables, and standard error kept quiet while a library starts."""
 
 import contextlib
 import errno
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
+from rich.segment import Segments
+from rich.table import Table
 
 
 class _Output:
-    """Standard output as it is at the moment; where its reader is gone (a closed pipe or terminal) the text goes nowhere.
+    """Standard output. Once its reader is gone (a closed pipe or terminal) text is dropped, so that a run of hours goes on."""
 
-    A run of hours does not end because nobody watches.
-    """
-
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(sys.stdout, name)
 
-    def write(self, text):
-        """Write text; returns its length."""
-        with contextlib.suppress(OSError):
-            if sys.stdout is not None:  # closed by the shell
-                sys.stdout.write(text)
-        return len(text)
-
-    def flush(self):
-        """Pass on what is written."""
-        if sys.stdout is None:
-            return
+    def write(self, text: str) -> int:
+        """Write and flush text, without the spaces that fill up the last column of tables."""
         try:
+            sys.stdout.write(re.sub(" +\n", "\n", text))
             sys.stdout.flush()
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk may have space again
-                return
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            if error.errno in (errno.EPIPE, errno.EIO):  # not a full disk, which may have space again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is left to flush."""
 
 
-# Not of the environment: FORCE_COLOR, which notebooks set for pipes too, and COLUMNS, which need not be a width.
+# Of the environment neither FORCE_COLOR, which notebooks set for pipes too, nor COLUMNS, which need not be a width.
 _ENVIRONMENT = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
-
-console = Console(file=_Output(), highlight=False, markup=False, soft_wrap=True, _environ=_ENVIRONMENT)
-
-# The program of a process that shows what it was sent once the sender is gone, however it ended.
-_SHOW_AT_THE_END = "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(text)"
+_FILE: Any = _Output() if sys.stdout else None  # None: closed by the shell
+console = Console(file=_FILE, highlight=False, markup=False, emoji=False, soft_wrap=True, _environ=_ENVIRONMENT)
 
 
-def can_redraw():
-    """Whether the output is a terminal on which a line can be drawn again in its place."""
-    return console.is_terminal and not console.is_dumb_terminal
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a title and, below it, rows in aligned columns, under a header unless all its names are empty."""
+    table = Table(*header, box=None, padding=(0, 0, 0, 2), show_header=any(header), header_style="")
+    for row in rows:
+        table.add_row(*map(str, row))
+    console.print(title, style="bold")
+    console.print(Segments(console.render(table, console.options.update(max_width=1_000_000))))  # no cell is wrapped or cut
+
+
+def print_facts(title: str, facts: Mapping[str, object]) -> None:
+    """Print a title and, aligned below it, names and values."""
+    print_table(title, ["", ""], facts.items())
 
 
 @contextlib.contextmanager
-def quiet_stderr():
-    """Hold back what native code writes to standard error, such as TensorFlow's greetings; shown after all if the block fails.
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to standard error, such as TensorFlow's greetings; shown if the block fails or the process dies.
 
-    It is also shown if the process dies in the block, as by an abort in native code: another process holds it.
+    Another process holds it, so that an abort in native code, as on a CPU without AVX, does not lose the reason.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
     saved = os.dup(2)
-    holder = subprocess.Popen(  # in a session of its own, which the signals of a terminal or a job's end do not reach
-        [sys.executable, "-I", "-S", "-c", _SHOW_AT_THE_END], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    os.dup2(holder.stdin.fileno(), 2)
-    failed = False
-    try:
-        yield
-    except Exception:
-        failed = True
-        raise
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        if not failed:
+    command = [sys.executable, "-ISc", "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(text)"]
+    # In a session of its own, which the signals of a terminal or of a job's end do not reach.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as holder:
+        try:
+            os.dup2(holder.stdin.fileno(), 2)  # type: ignore[union-attr]
+            yield
             holder.kill()
-        holder.communicate()  # ends its input and waits for it
-
-
-def print_facts(title, facts):
-    """Print a title and, aligned below it, names and values."""
-    console.print(title, style="bold")
-    for name, value in facts.items():
-        console.print(f"  {name:<{max(map(len, facts))}}  {value}")
-
-
-def print_table(title, header, rows):
-    """Print a title and, below it, rows of texts in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    console.print(title, style="bold")
-    for line in (header, *rows):
-        console.print("  " + "   ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,7 +1,6 @@
-"""What shells, notebooks and users' settings do to a command, kept from doing harm; and TensorFlow's start, with what it says of GPUs."""
+"""The process of a command: its streams, its settings, and TensorFlow's start with what it says of GPUs."""
 
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -10,60 +9,41 @@ from mat.cli.console import console, quiet_stderr
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
 
-# One of them is there where an NVIDIA driver is, the last under WSL.
-DRIVER_PATHS = tuple(map(pathlib.Path, ("/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")))
-NO_GPUS = {  # values by which users and schedulers keep GPUs from a process
-    "CUDA_VISIBLE_DEVICES": ("", "-1", "NoDevFiles"),
-    "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),
-}
-FIND_GPUS = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
-FIND_SECONDS = 60  # at most, for TensorFlow to say what it finds
+DRIVER_PATHS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")  # one is there where NVIDIA's driver is
+# Values by which users and schedulers keep GPUs from a process.
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": ("", "-1", "NoDevFiles"), "NVIDIA_VISIBLE_DEVICES": ("", "void", "none")}
 MAX_REASONS = 8
 # A line of TensorFlow's log, `E0000 00:00:1795594202.222893 5880 cuda.cc:52] text` or `2026-01-01 12:00:00.1: E cuda.cc:52] text`.
-LOG_LINE = re.compile(r"^(?:[\d-]+ [\d:.]+: )?([IWEF])(?:\d+ [\d:.]+ +\d+)? \S+:\d+\] (.*)", re.MULTILINE)
+_LOG_LINE = re.compile(r"^(?:[\d-]+ [\d:.]+: )?([IWEF])(?:\d+ [\d:.]+ +\d+)? \S+:\d+\] (.*)", re.MULTILINE)
 
 
-def prepare_process():
-    """Make a command's process independent of where it was started from. To be called before anything is printed or opened.
-
-    Closed standard streams lead nowhere, characters that an output cannot show become escapes, and neither the graphics of a notebook
-    nor the Keras settings of the user count.
-    """
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        try:
-            os.fstat(number)
-        except OSError:  # closed by the shell: the next file to be opened would get the number, and what is printed
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+def prepare_process() -> None:
+    """Make a command independent of where it was started from: its standard streams, a notebook's graphics, the user's Keras settings."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # closed by the shell: the next file to be opened would get its number, and what is printed
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not a notebook's
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # characters that it cannot show become escapes
     os.environ["MPLBACKEND"] = "agg"  # no command shows a window
     os.environ["KERAS_HOME"] = os.devnull  # has no keras.json, and none can be written
 
 
-def check_keras_backend():
-    """Refuse a `KERAS_BACKEND` other than TensorFlow.
-
-    Raises:
-        UserError: it is another one.
-    """
+def check_keras_backend() -> None:
+    """Refuse a `KERAS_BACKEND` other than TensorFlow, with a `UserError`."""
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise UserError(f"KERAS_BACKEND={backend}: Keras must run on TensorFlow here. Unset KERAS_BACKEND, or set it to tensorflow")
 
 
-def load_tensorflow():
-    """Import TensorFlow and have it find the devices, without its greetings.
-
-    Where this machine has an NVIDIA driver and TensorFlow finds no GPU, which nobody has hidden, the console says so, and why.
-    """
+def load_tensorflow() -> None:
+    """Import TensorFlow without its greetings; a GPU that it should find and does not is told, with the reasons."""
     with quiet_stderr():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
     hidden = any(os.environ.get(name, "all").split(",")[0].strip() in values for name, values in NO_GPUS.items())
-    if gpus or hidden or not any(path.exists() for path in DRIVER_PATHS):
+    if gpus or hidden or not any(map(os.path.exists, DRIVER_PATHS)):
         return
     console.print("WARNING: this machine has an NVIDIA driver, and TensorFlow finds no GPU: it computes on the CPU. It says:")
     for reason in _gpu_reasons() or ["nothing; it may be built for CPUs only"]:
@@ -74,24 +54,13 @@ def load_tensorflow():
     )
 
 
-def _gpu_reasons():
-    """What TensorFlow's log says of GPUs and devices, a list of lines.
-
-    Another process is asked: this one has held back all but errors from the start.
-    """
-    try:
-        run = subprocess.run(
-            [sys.executable, "-c", FIND_GPUS],
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"},
-            cwd="/",  # where nothing hides a module
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=FIND_SECONDS,
-            check=False,
-        )
+def _gpu_reasons() -> list[str]:
+    """What TensorFlow's log says of GPUs, asked of another process: this one has held back all but errors from the start."""
+    command = [sys.executable, "-c", "import tensorflow as tf; tf.config.list_physical_devices('GPU')"]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    try:  # from /, where nothing hides a module
+        log = subprocess.run(command, env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60).stderr
     except (OSError, subprocess.SubprocessError):
         return []
-    lines = [single_line(text) for level, text in LOG_LINE.findall(run.stderr) if level != "I" or "GPU" in text]
+    lines = [single_line(text) for level, text in _LOG_LINE.findall(log.decode(errors="replace")) if level != "I" or "GPU" in text]
     return list(dict.fromkeys(lines))[:MAX_REASONS]

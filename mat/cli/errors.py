@@ -1,20 +1,21 @@
-"""The ways a run can end that are not a bug; `mat.train` turns each into its exit status."""
+"""The ways a run can end that are not a bug, with the exit status of each."""
 
 
 class UserError(Exception):
-    """The user's input is at fault: one message that names file, key and value and says what to do. Exit status 2."""
+    """The user's input is at fault: one message that names file, key and value and says what to do."""
+
+    exit_status = 2
 
 
 class NonFiniteLossError(Exception):
-    """The training loss or a gradient became NaN or infinite. Exit status 3."""
+    """The training loss or a gradient became NaN or infinite."""
+
+    exit_status = 3
 
 
 class StoppedError(BaseException):
-    """A signal asked the run to stop, and it stopped. Exit status 128 + the signal's number.
+    """A signal asked the run to stop, and it stopped. No `Exception`, like `KeyboardInterrupt`: what handles errors must not swallow it."""
 
-    Not an `Exception`, as `KeyboardInterrupt` is none: what handles errors must not swallow it.
-    """
-
-    def __init__(self, message, signal_number):
+    def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_status = 128 + signal_number

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, directories that can be made, and a directory for one process alone."""
+"""Paths as users write them, atomic file writes, and lock files."""
 
 import contextlib
 import fcntl
@@ -8,24 +8,21 @@ import pathlib
 import re
 import shutil
 import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
 
-FOUND_IN_EMPTY = ("lost+found", "Thumbs.db", "desktop.ini")  # what systems put into directories, beside hidden files
-LOGS = (".log", ".out", ".err", ".txt")
-VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
+_FOUND_IN_EMPTY = ("lost+found", "Thumbs.db", "desktop.ini")  # what systems put into directories, beside hidden files
+_LOGS = (".log", ".out", ".err", ".txt")
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
+
+Path = str | os.PathLike[str]
 
 
-def expand_path(text):
-    """A path with `~` and the environment's variables replaced by what they stand for; what is expanded already stays as it is.
-
-    Args:
-        text: the path, as a config or a command line gives it. It serves `argparse` as the `type` of an argument.
-
-    Raises:
-        UserError: a variable is not set, a home directory is not known, or nothing is left.
-    """
+def expand_path(text: str) -> str:
+    """A path with `~` and the environment's variables replaced, else a `UserError`; an expanded path stays as it is."""
     path = os.path.expanduser(expand_variables(text))
     if path.startswith("~"):
         home = single_line(path.partition(os.sep)[0])
@@ -35,31 +32,20 @@ def expand_path(text):
     return path
 
 
-def expand_variables(text, change=str):
-    """Text with the environment's variables, `$NAME` or `${NAME}`, replaced by their values.
-
-    Args:
-        text: the text.
-        change: a function from a value to what takes the variable's place.
-
-    Raises:
-        UserError: a variable is not set, or its value has a variable in it.
-    """
-
-    def value(match):
+def expand_variables(text: str, change: Callable[[str], str] = str) -> str:
+    """Text with the environment's variables, `$NAME` or `${NAME}`, replaced by what `change` makes of their values, else a `UserError`."""
+    for match in _VARIABLE.finditer(text):
         name = match[1] or match[2]
         if not name.isascii() or name not in os.environ:
             raise UserError(f"{single_line(text)}: the variable {single_line(name)} is not set. Set it, or write out what is meant")
-        return change(os.environ[name])
-
-    expanded = VARIABLE.sub(value, text)
-    if left := VARIABLE.search(expanded):
+    expanded = _VARIABLE.sub(lambda match: change(os.environ[match[1] or match[2]]), text)
+    if left := _VARIABLE.search(expanded):
         raise UserError(f"{single_line(text)}: {single_line(left[0])} is left when its variables are replaced. Write out what is meant")
     return expanded
 
 
-def npz(**arrays):
-    """Arrays as an uncompressed `.npz` file, bytes."""
+def npz(**arrays: Any) -> bytes:
+    """Arrays as the content of an uncompressed `.npz` file."""
     import numpy as np  # not needed for reporting a faulty config
 
     content = io.BytesIO()
@@ -67,14 +53,9 @@ def npz(**arrays):
     return content.getvalue()
 
 
-def replace_file(path, content):
-    """Write bytes as a whole file, under a temporary name that replaces `path` once they are on the disk.
-
-    Raises:
-        OSError: the file cannot be written; what was there stays, and nothing is left beside it.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".part")
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a whole file, under a temporary name that replaces `path` once it is on the disk; if that fails, what was there stays."""
+    temporary = pathlib.Path(f"{path}.part")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -83,29 +64,18 @@ def replace_file(path, content):
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise write_error(path, len(content), error.strerror, error.errno) from None
+            temporary.unlink()
+        raise write_error(path, len(content), str(error.strerror), error.errno) from None
 
 
-def sync(path):
-    """Wait until a file is on the disk.
-
-    Raises:
-        OSError: it does not get there.
-    """
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
-def write_error(path, n_bytes, reason, number=None):
-    """The `OSError` of a file that cannot be written, which says how much there was to write and how much space there is.
-
-    Args:
-        path: the file.
-        n_bytes: its size.
-        reason: why, in the system's words.
-        number: the system's error number, where known.
-    """
+def write_error(path: Path, n_bytes: int, reason: str, number: int | None = None) -> OSError:
+    """The error of a file of `n_bytes` that cannot be written, for the system's `reason` and its `number`; it tells the free space."""
     try:
         free = f"{shutil.disk_usage(existing_ancestor(path)).free / 1e6:,.1f} MB are free there"
     except OSError:
@@ -113,64 +83,41 @@ def write_error(path, n_bytes, reason, number=None):
     return OSError(number, f"{reason} ({n_bytes / 1e6:,.1f} MB to write, {free})", str(path))
 
 
-def existing_ancestor(path):
+def existing_ancestor(path: Path) -> pathlib.Path:
     """The nearest existing directory or file on the way to `path`, itself included."""
-    ancestor = pathlib.Path(path).absolute()
-    while not ancestor.exists() and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
-    return ancestor
+    path = pathlib.Path(path).absolute()
+    return next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
 
 
-def is_occupied(path):
+def is_occupied(path: Path) -> bool:
     """Whether a path exists and is more than an empty directory. Logs do not count, which a shell or a scheduler may write there."""
     path = pathlib.Path(path)
     if not path.is_dir():
         return path.exists()
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in FOUND_IN_EMPTY]
-    return any(entry.suffix.lower() not in LOGS or entry.is_dir() for entry in entries)
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in _FOUND_IN_EMPTY]
+    return any(entry.suffix.lower() not in _LOGS or entry.is_dir() for entry in entries)
 
 
-def check_writable(path, remedy):
-    """Refuse a directory that cannot be made, without making it.
-
-    Args:
-        path: the directory.
-        remedy: what the user is told to change.
-
-    Raises:
-        UserError: a part of the path is a file, or may not be written in.
-    """
+def check_writable(path: Path, remedy: str) -> None:
+    """Refuse a directory that cannot be made, without making it, in a `UserError` that ends with `remedy`."""
     ancestor = existing_ancestor(path)
-    if not ancestor.is_dir():
-        raise UserError(f"{path}: the directory cannot be made: {ancestor} is not a directory. {remedy}")
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: the directory cannot be made: no permission to write in {ancestor}. {remedy}")
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {ancestor}" if ancestor.is_dir() else f"{ancestor} is not a directory"
+        raise UserError(f"{path}: the directory cannot be made: {reason}. {remedy}")
 
 
 @contextlib.contextmanager
-def exclusive_lock(path, remedy):
-    """Within the block this process alone holds the lock file `path`; the system frees it when the process dies.
-
-    On file systems that know no locks nothing is held. The file itself stays.
-
-    Args:
-        path: the lock file, in an existing directory.
-        remedy: what the user is told to do where another process holds it.
-
-    Raises:
-        UserError: another process holds it.
-        OSError: the file cannot be made.
-    """
-    with open(path, "a+", encoding="utf-8", errors="replace") as file:
+def exclusive_lock(path: Path, remedy: str) -> Iterator[None]:
+    """Within the block this process alone holds the lock file `path`, until it dies; where another does, a `UserError` ends in `remedy`."""
+    with open(path, "ab", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{path}: in use by {file.read().strip() or 'another process'}. {remedy}") from None
-        except OSError:  # no locks here
-            yield
-            return
+            holder = pathlib.Path(path).read_text("utf-8", "replace").strip()
+            raise UserError(f"{path}: in use by {holder or 'another process'}. {remedy}") from None
+        except OSError:
+            pass  # this file system knows no locks
         with contextlib.suppress(OSError):  # it only informs, and the disk may be full
             file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

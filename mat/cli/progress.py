@@ -1,172 +1,130 @@
 """Progress of long work: a live line in a terminal, plain lines in a pipe."""
 
 import datetime
+import math
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mat.cli.console import can_redraw, console
+from mat.cli.console import console
 
-PLAIN_LINE_SECONDS = 20.0  # between progress lines where the output is not a terminal
-REFRESH_SECONDS = 0.5  # between updates of the live line; an update waits for the device
+_PLAIN_LINE_SECONDS = 20.0  # between progress lines where the output is not a terminal
+_REFRESH_SECONDS = 0.5  # between updates of a training's line; an update waits for the device
+_ESTIMATE_AFTER_STEPS = 10
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """A time span in words: `48 s`, `3 min 20 s`, `5 h 12 min`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class ProgressLine:
-    """A bar with a text beside it, redrawn in place in a terminal; elsewhere the text as a line every 20 seconds.
+    """A bar with a text and the time left beside it, redrawn in place in a terminal; elsewhere a line of text every 20 seconds."""
 
-    Args:
-        total: what `update` counts up to; None if unknown.
-        prefix: a text before the bar.
-    """
-
-    def __init__(self, total, prefix=""):
-        self.total = total
-        self._live = None
-        if can_redraw():
-            self._live = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}", markup=False),
-                console=console,
-                transient=True,
-                redirect_stdout=False,  # it would write past `_Output`
-            )
-            self._task = self._live.add_task(prefix, total=total, text="")
-        self._prefix = prefix
+    def __init__(self, total: float, prefix: str = "") -> None:
+        before, after = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
+        options: dict[str, Any] = {"transient": True, "redirect_stdout": False}  # which would write past `console`
+        self._live = Progress(before, BarColumn(24), after, console=console, speed_estimate_period=math.inf, **options)
+        self._live.add_task(prefix, total=total, text="")
+        self.task = self._live.tasks[0]
         self._last_line = time.monotonic()
 
-    def __enter__(self):
-        if self._live:
+    def __enter__(self) -> Any:
+        if console.is_interactive:
             self._live.start()
         return self
 
-    def __exit__(self, *_):
-        if self._live:
+    def __exit__(self, *_: Any) -> None:
+        if console.is_interactive:
             self._live.stop()
 
-    def update(self, done, text):
-        """Show that `done` of the total is done."""
-        if self._live:
-            self._live.update(self._task, completed=done, text=text)
-        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
-            console.print(f"{self._prefix} {text}".strip())
+    def show(self, done: float, text: str) -> None:
+        """Show that `done` of the total is done. The time left counts from the first call: what comes before may be compilation."""
+        self._live.update(self.task.id, completed=done)
+        left = self.task.time_remaining
+        self.task.fields["text"] = text if left is None else f"{text}  {duration(left)} left"
+        if not console.is_interactive and time.monotonic() - self._last_line >= _PLAIN_LINE_SECONDS:
+            console.print(f"{self.task.description} {self.task.fields['text']}".strip())
             self._last_line = time.monotonic()
 
 
-def track(items, total, prefix):
+def track(items: Iterable[Any], total: int, prefix: str) -> Iterator[Any]:
     """Go through `items`, showing how many of `total` are done."""
     with ProgressLine(total, prefix) as line:
         for done, item in enumerate(items, start=1):
             yield item
-            if done % 100 == 0 or done == total:
-                line.update(done, f"{done}/{total}")
+            if done % max(total // 1000, 1) == 0:
+                line.show(done, f"{done}/{total}")
 
 
-class TrainingProgress:
-    """The progress of a training run: loss, accuracy, images/s and time left, and an estimate once the first steps have run.
+class WorkProgress(ProgressLine):
+    """Progress of work of a known amount: how much of it is done, and what is at hand."""
+
+    def skip(self, amount: float) -> None:
+        """Count an amount as done that took no time."""
+        self.task.completed += amount
+
+    def advance(self, amount: float, text: str) -> None:
+        """Count an amount as done, and show `text` beside it."""
+        done = self.task.completed + amount
+        self.show(done, f"{min(done / (self.task.total or 1), 1):.0%}  {text}")
+
+
+class TrainingProgress(ProgressLine):
+    """Progress of a training run: loss, accuracy, images/s and time left, and an estimate once the first steps have run.
 
     Args:
-        n_epochs: epochs of the whole run.
-        steps_per_epoch: steps in each.
-        batch_size: images in a step.
+        n_epochs: epochs of the whole run, each of `steps_per_epoch` steps of `batch_size` images.
         first_step: how many steps of the run were made before.
     """
 
-    ESTIMATE_AFTER_STEPS = 10
-
-    def __init__(self, *, n_epochs, steps_per_epoch, batch_size, first_step=0):
-        self.n_epochs, self.steps_per_epoch, self.batch_size = n_epochs, steps_per_epoch, batch_size
-        self.first_step = first_step
-        self.total_steps = n_epochs * steps_per_epoch
+    def __init__(self, *, n_epochs: int, steps_per_epoch: int, batch_size: int, first_step: int = 0) -> None:
+        super().__init__(n_epochs * steps_per_epoch)
         self.images_per_second = 0.0
-        self._line = ProgressLine(self.total_steps)
-        self._started = self._epoch_started = self._last_update = time.monotonic()
-        self._after_first_step = None
-        self._rate_from = (self._started, self.first_step)  # when and after which step images/s start to count
-        self._estimate_at = min(first_step + self.ESTIMATE_AFTER_STEPS, self.total_steps)
+        self._n_epochs, self._steps_per_epoch, self._batch_size = n_epochs, steps_per_epoch, batch_size
+        self._tracing_step = first_step + 1  # it traces and compiles, which tells nothing about the next ones
+        self._tracing_seconds = 0.0
+        self._estimate_at = min(first_step + _ESTIMATE_AFTER_STEPS, n_epochs * steps_per_epoch)
+        self._epoch_started = self._last_update = time.monotonic()
+        self._rate_from = (self._epoch_started, first_step)  # when and after which step images/s start to count
 
-    def __enter__(self):
-        self._line.__enter__()
-        return self
-
-    def __exit__(self, *exception):
-        self._line.__exit__(*exception)
-
-    def due(self, done):
+    def due(self, done: int) -> bool:
         """Whether to call `update` after step number `done` of the run, counted from 1."""
-        return done in (self.first_step + 1, self._estimate_at) or time.monotonic() - self._last_update >= REFRESH_SECONDS
+        return done in (self._tracing_step, self._estimate_at) or time.monotonic() - self._last_update >= _REFRESH_SECONDS
 
-    def update(self, done, loss, accuracy):
+    def update(self, done: int, loss: float, accuracy: float) -> None:
         """Show the state after step number `done` of the run: means over the epoch so far."""
         now = self._last_update = time.monotonic()
-        if done == self.first_step + 1:  # the step that traces and compiles tells nothing about the next ones
-            self._after_first_step = now
+        seconds, steps = now - self._rate_from[0], done - self._rate_from[1]
+        self.images_per_second = steps * self._batch_size / seconds
+        epoch, step = divmod(done - 1, self._steps_per_epoch)
+        self.show(
+            done,
+            f"epoch {epoch + 1}/{self._n_epochs}  step {step + 1}/{self._steps_per_epoch}  loss {loss:.3f}  accuracy {accuracy:.3f}  "
+            f"{self.images_per_second:.0f} images/s",
+        )
+        if done == self._tracing_step:
+            self._tracing_seconds = seconds
             self._rate_from = (now, done)
-            return
-        rate_start, rate_done = self._rate_from
-        self.images_per_second = (done - rate_done) * self.batch_size / (now - rate_start)
-        seconds_per_step = (now - self._after_first_step) / (done - self.first_step - 1)
-        left = seconds_per_step * (self.total_steps - done)
-        if done == self._estimate_at:
+        elif done == self._estimate_at:
+            pace, left = 1 / (self.task.speed or 1), self.task.time_remaining or 0
             end = datetime.datetime.now() + datetime.timedelta(seconds=left)
             console.print(
-                f"First step {self._after_first_step - self._started:.1f} s with tracing, then {seconds_per_step:.3f} s a step: "
+                f"First step {self._tracing_seconds:.1f} s with tracing, then {pace:.3f} s a step: "
                 f"about {duration(left)} to go, until {end:%H:%M}"
             )
-        epoch, step = divmod(done - 1, self.steps_per_epoch)
-        self._line.update(
-            done,
-            f"epoch {epoch + 1}/{self.n_epochs}  step {step + 1}/{self.steps_per_epoch}  loss {loss:.3f}  accuracy {accuracy:.3f}  "
-            f"{self.images_per_second:.0f} images/s  {duration(left)} left",
-        )
 
-    def end_epoch(self, epoch, *, loss, accuracy, validation_accuracy):
-        """Print the line of a finished epoch."""
+    def end_epoch(self, epoch: int, *, loss: float, accuracy: float, validation_accuracy: float) -> None:
+        """Print the line of a finished epoch, counted from 0."""
         now = time.monotonic()
         seconds, self._epoch_started = now - self._epoch_started, now
-        self._rate_from = (now, (epoch + 1) * self.steps_per_epoch)
+        self._rate_from = (now, (epoch + 1) * self._steps_per_epoch)
         console.print(
-            f"epoch {epoch + 1}/{self.n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (training)  "
+            f"epoch {epoch + 1}/{self._n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (training)  "
             f"validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}"
         )
-
-
-class WorkProgress:
-    """The progress of work of a known amount: what is at hand, and the time left.
-
-    Args:
-        total: the amount of all work.
-    """
-
-    def __init__(self, total):
-        self.total = total
-        self._done = self._skipped = 0
-        self._line = ProgressLine(total)
-        self._started = time.monotonic()
-
-    def __enter__(self):
-        self._line.__enter__()
-        return self
-
-    def __exit__(self, *exception):
-        self._line.__exit__(*exception)
-
-    def skip(self, amount):
-        """Count an amount as done that took no time."""
-        self._skipped += amount
-
-    def advance(self, amount, text):
-        """Count an amount as done, and show `text` beside it."""
-        self._done += amount
-        done = self._done + self._skipped
-        left = (time.monotonic() - self._started) / self._done * max(self.total - done, 0)
-        self._line.update(done, f"{min(done / self.total, 1):.0%}  {text}  {duration(left)} left")

@@ -1,7 +1,7 @@
-"""How a run reacts when it is asked to stop: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is gone).
+"""Stop signals: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is gone).
 
-Python's handlers wait for the operation that runs, and a compiled step may take a minute. So a thread of its own reads what arrives: it
-answers at once, and a second Ctrl-C ends the process without waiting.
+Python runs a signal's handler once the operation in hand returns, and a compiled step may take a minute. So another thread reads what
+arrives: it answers at once, and a second Ctrl-C ends the process without waiting.
 """
 
 import contextlib
@@ -9,72 +9,58 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from mat.cli.console import can_redraw, console
+from mat.cli.console import console
 from mat.cli.errors import StoppedError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SHOW_CURSOR = b"\x1b[?25h"  # a live progress line hides it
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SHOW_CURSOR = "\x1b[?25h"  # a live progress line hides it
 
 
 class StopRequest:
-    """The signal that asked to stop, 0 before."""
+    """Whether to stop: `received` is the number of the signal that asked for it, 0 before."""
 
     received = 0
 
 
 @contextlib.contextmanager
-def noted_signals():
-    """Within the block the first stop signal is noted, for the loop to stop after a step; a second Ctrl-C ends the process at once.
-
-    Yields:
-        StopRequest.
-    """
+def noted_signals() -> Iterator[StopRequest]:
+    """Within the block the first stop signal is noted in the yielded request, for the loop to stop after a step."""
     request = StopRequest()
 
-    def note(number, _=None):
+    def note(number: int, _: Any) -> None:
         request.received = request.received or number
 
-    def note_and_answer(number):
-        note(number)
-        _answer(number, "stopping after this step")
-
-    with _handled(note, at_once=note_and_answer):
+    with _handled(note, "stopping after this step"):
         yield request
 
 
 @contextlib.contextmanager
-def raised_signals(message):
-    """Within the block a stop signal raises `StoppedError` with this message; a second Ctrl-C ends the process at once."""
+def raised_signals(message: str) -> Iterator[None]:
+    """Within the block a stop signal raises `StoppedError` with this message."""
 
-    def stop(number, _):
+    def stop(number: int, _: Any) -> None:
         raise StoppedError(message, number)
 
-    with _handled(stop, at_once=lambda number: _answer(number, "stopping")):
+    with _handled(stop, "stopping"):
         yield
-
-
-def _answer(number, what):
-    console.print(f"{signal.Signals(number).name}: {what}; Ctrl-C again ends the run at once")
 
 
 @contextlib.contextmanager
-def _handled(handler, at_once):
-    """The stop signals handled by `handler` in the main thread, then as before.
-
-    `at_once` is called with the first of them in another thread, even while the main one is busy. SIGHUP stays ignored where it is, as
-    under nohup. Only the main thread may set handlers, so elsewhere nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
+def _handled(handler: Callable[[int, Any], None], answer: str) -> Iterator[None]:
+    """The stop signals handled and answered, then as before; SIGHUP stays ignored where it is, as under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
-    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     arrivals, wakeup = socket.socketpair()
     wakeup.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(arrivals, at_once), daemon=True)
-    previous_wakeup = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    watcher = threading.Thread(target=_watch, args=(arrivals, answer), daemon=True)
     watcher.start()
+    previous_wakeup = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    handled = [each for each in _STOP_SIGNALS if (each, signal.getsignal(each)) != (signal.SIGHUP, signal.SIG_IGN)]
+    previous = {each: signal.signal(each, handler) for each in handled}
     try:
         yield
     finally:
@@ -86,16 +72,14 @@ def _handled(handler, at_once):
         arrivals.close()
 
 
-def _watch(arrivals, at_once):
+def _watch(arrivals: socket.socket, answer: str) -> None:
     """Read signal numbers, a byte each, until the other end is closed."""
     stopping = False
     while number := arrivals.recv(1):
-        if number[0] not in STOP_SIGNALS:
-            continue
         if stopping and number[0] == signal.SIGINT:
             with contextlib.suppress(OSError):  # the same Ctrl-C may have ended who reads it
-                os.write(2, (SHOW_CURSOR if can_redraw() else b"") + b"Ended at once; what was saved before stays\n")
+                os.write(2, f"{_SHOW_CURSOR * console.is_interactive}Ended at once; what was saved before stays\n".encode())
             os._exit(128 + signal.SIGINT)
-        if not stopping:
-            at_once(number[0])
-        stopping = True
+        if not stopping and number[0] in _STOP_SIGNALS:
+            stopping = True
+            console.print(f"{signal.Signals(number[0]).name}: {answer}; Ctrl-C again ends the run at once")

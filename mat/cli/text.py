@@ -1,18 +1,12 @@
-"""Text: that of files, whatever program saved them, and that of messages, short and safe to print."""
+"""Text of files, whatever program saved them, and of messages, short and safe to print."""
 
 import codecs
-import reprlib
+from typing import Any
 
-MAX_SHOWN = 80  # characters of a value in a message
-MAX_PRINTABLE = 200  # characters of other text in a message
-
-_REPR = reprlib.Repr()  # its cost does not grow with the value
-_REPR.maxlevel = 3
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
-_REPR.maxstring = _REPR.maxlong = _REPR.maxother = MAX_SHOWN
+_MAX_VALUE, _MAX_TEXT = 80, 200  # characters in a message
 
 
-def decode_text(content):
+def decode_text(content: bytes) -> str:
     """The text of a file's bytes: UTF-8, or UTF-16 with a byte-order mark, as Windows programs save it; the mark is no part of the text.
 
     Raises:
@@ -25,19 +19,14 @@ def decode_text(content):
     return text
 
 
-def format_value(value):
+def format_value(value: Any) -> str:
     """A value as a message shows it: short, and in YAML's words."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    try:
-        text = _REPR.repr(value)
-    except ValueError:  # Python prints no integers of thousands of digits
-        return "a very large number"
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    half = _MAX_VALUE // 2 - 2
+    return text if len(text) <= _MAX_VALUE else f"{text[:half]}...{text[-half:]}"
 
 
-def single_line(text):
+def single_line(text: str) -> str:
     """Text of a file as a message shows it: in one line, short, and without what would steer a terminal."""
-    text = " ".join(text[: 4 * MAX_PRINTABLE].split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= MAX_PRINTABLE else text[: MAX_PRINTABLE - 3] + "..."
+    text = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
