@@ -19,12 +19,13 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 check: lint test
 
 setup: $(INSTALLED)
 
-$(INSTALLED): requirements.txt setup.py
+$(INSTALLED): requirements.txt pyproject.toml
 	@$(or $(PYTHON),python3) -c '$(SUPPORTED)' || { echo "Python 3.10 to 3.13 is needed. Received: $$($(or $(PYTHON),python3) --version 2>&1). Set PYTHON=..." >&2; exit 2; }
 	@echo "Setting up .venv with $$($(PYTHON) --version); this takes a minute or two"
 	@$(PYTHON) -m venv .venv

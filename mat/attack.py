@@ -1,24 +1,28 @@
 """Attacks on a model by patches. An attack gets one closure, the loss of the patches; it knows no model, no data and no config.
 
-Shapes: `B` images a batch, `R` universal patches fitted side by side (restarts), `T` iterations, patches `h` x `w`. Patches are float32
-in [0, 1].
+Shapes: `B` images a batch, `R` universal patches fitted side by side (restarts), `T` iterations, patches `h` x `w`. All tensors are
+float32 unless said otherwise; patches and colors are in [0, 1].
 """
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
 
-def i_fgsm(loss_fn, patches, *, step_sizes, n_iterations, targeted):
+def i_fgsm(
+    loss_fn: Callable[[tf.Tensor], tf.Tensor], patches: tf.Tensor, *, step_sizes: tf.Tensor, n_iterations: int, targeted: bool
+) -> tf.Tensor:
     """I-FGSM^K: `patches <- clip(patches -/+ step_size * sign(gradient), 0, 1)`, K times (Algorithm 1 of arXiv:2101.11453).
 
     Args:
         loss_fn: patches [B, h, w, 3] -> losses [B], each of its own patch alone.
-        patches: float32 [B, h, w, 3] in [0, 1].
-        step_sizes: float32 [B], in units of the pixel range.
+        patches: [B, h, w, 3].
+        step_sizes: [B], in units of the pixel range.
         n_iterations: K; 0 returns the patches as they are.
         targeted: True descends, on the loss of the target class; False ascends, on the loss of the true class.
 
     Returns:
-        The refined patches, float32 [B, h, w, 3] in [0, 1].
+        The refined patches, [B, h, w, 3].
     """
     patches = tf.convert_to_tensor(patches)
     steps = (-1.0 if targeted else 1.0) * tf.cast(step_sizes, patches.dtype)
@@ -31,18 +35,20 @@ def i_fgsm(loss_fn, patches, *, step_sizes, n_iterations, targeted):
     return patches
 
 
-def fit_universal_patches(loss_fn, patches, *, steps):
+def fit_universal_patches(
+    loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], patches: tf.Tensor, *, steps: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """White-box universal patch attack: I-FGSM whose images and positions change with every iteration, so that one patch fits them all.
 
     Args:
         loss_fn: (patches [R, h, w, 3], iteration, an int32 scalar in 0..T-1) -> losses [R]; the loss of a patch is its mean over the
             images and positions of that iteration.
-        patches: float32 [R, h, w, 3] in [0, 1], the starts.
-        steps: float32 [T, R], the signed step of every iteration in units of the pixel range: above 0 ascends, for untargeted attacks;
-            below 0 descends, on the loss to a target class.
+        patches: [R, h, w, 3], the starts.
+        steps: [T, R], the signed step of every iteration in units of the pixel range: above 0 ascends, for untargeted attacks; below 0
+            descends, on the loss to a target class.
 
     Returns:
-        The fitted patches, float32 [R, h, w, 3] in [0, 1], and the losses before each iteration, float32 [T, R].
+        The fitted patches [R, h, w, 3], and the losses before each iteration [T, R].
     """
     patches, steps = tf.convert_to_tensor(patches), tf.convert_to_tensor(steps)
     n_iterations = steps.shape[0]
@@ -66,20 +72,22 @@ def _signed_step(loss_fn, patches, steps):
     return loss, tf.clip_by_value(patches + tf.reshape(steps, [-1, 1, 1, 1]) * tf.sign(gradient), 0.0, 1.0)
 
 
-def random_search(loss_fn, patches, *, directions, squares, colors):
+def random_search(
+    loss_fn: Callable[[tf.Tensor], tf.Tensor], patches: tf.Tensor, *, directions: tf.Tensor, squares: tf.Tensor, colors: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Gradient-free universal patch attack: random search over square pieces, by queries of the loss alone.
 
     Each iteration paints one square of each patch and keeps it where the loss did not get worse for the attacker.
 
     Args:
         loss_fn: patches [R, h, w, 3] -> losses [R], of the same images and positions in every call.
-        patches: float32 [R, h, w, 3] in [0, 1], the starts.
-        directions: float32 [R], 1 raises the loss, -1 lowers it.
+        patches: [R, h, w, 3], the starts.
+        directions: [R], 1 raises the loss, -1 lowers it.
         squares: int32 [T, R, 3], (row, column, side) of the square that each iteration tries, pixels.
-        colors: float32 [T, R, 3] in [0, 1], its color.
+        colors: [T, R, 3], its color.
 
     Returns:
-        The patches found, float32 [R, h, w, 3], and the losses after each iteration, float32 [T, R].
+        The patches found [R, h, w, 3], and the losses after each iteration [T, R].
 
     Reference:
         The piecewise proposals of Square Attack (arXiv:1912.00049), for universal patches as in Sparse-RS (arXiv:2006.12834).

@@ -1,9 +1,11 @@
 """Patches: the bank of meta-patches, and how patches are applied, drawn, selected and updated.
 
 Shapes: `B` images a batch, `F` trials an image, `P` meta-patches in the bank, images `H` x `W`, patches `h` x `w`.
-Images and patches are float32 in [0, 1]; offsets are (row, column) of a patch's upper left corner in pixels.
-Steps are named as in Algorithm 1 of arXiv:2101.11453.
+Images and patches are float32 in [0, 1]; offsets are int32 (row, column) of a patch's upper left corner in pixels; seeds are int32 [2],
+for stateless draws. Steps are named as in Algorithm 1 of arXiv:2101.11453.
 """
+
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -14,44 +16,36 @@ class PatchBank(tf.Module):
     """The meta-patches that are learned along with the model.
 
     Args:
-        patches: float32 [P, h, w, 3] in [0, 1].
+        patches: [P, h, w, 3].
         targets: int64 [P], the class that each patch drives images to.
         step_sizes: float32 [P], the I-FGSM step size of each patch, fixed for the whole run.
     """
 
-    def __init__(self, patches, targets, step_sizes):
+    def __init__(self, patches: tf.Tensor, targets: tf.Tensor, step_sizes: tf.Tensor) -> None:
         super().__init__(name="patch_bank")
         self.patches = tf.Variable(patches, dtype=tf.float32, trainable=False, name="patches")
         self.targets = tf.Variable(targets, dtype=tf.int64, trainable=False, name="targets")
         self.step_sizes = tf.Variable(step_sizes, dtype=tf.float32, trainable=False, name="step_sizes")
 
     @classmethod
-    def empty(cls, n_patches, patch_shape):
+    def empty(cls, n_patches: int, patch_shape: Sequence[int]) -> "PatchBank":
         """A bank of P patches of shape (h, w, 3) that are all zero, to restore another one into."""
         zeros = tf.zeros([n_patches])
         return cls(tf.zeros([n_patches, *patch_shape]), tf.cast(zeros, tf.int64), zeros)
 
-    def update(self, refined, indices, patch_lr):
+    def update(self, refined: tf.Tensor, indices: tf.Tensor, patch_lr: float) -> None:
         """REPTILE in place: `reptile_update` on the rows that the batch used. Arguments as there."""
         rows = _reptile_rows(tf.gather(self.patches, indices), refined, indices, patch_lr)
         self.patches.scatter_update(tf.IndexedSlices(rows, indices))
 
 
-def initial_targets(n_patches, n_classes):
+def initial_targets(n_patches: int, n_classes: int) -> tf.Tensor:
     """INIT: target classes round robin, patch i -> class i mod n_classes. Returns int64 [P]."""
     return tf.range(n_patches, dtype=tf.int64) % n_classes
 
 
-def initial_step_sizes(n_patches, *, min_step_size, max_step_size, seed):
-    """INIT: one I-FGSM step size a patch, log-uniform in [min_step_size, max_step_size].
-
-    Args:
-        n_patches: P.
-        seed: int32 [2], a stateless seed.
-
-    Returns:
-        float32 [P].
-    """
+def initial_step_sizes(n_patches: int, *, min_step_size: float, max_step_size: float, seed: tf.Tensor) -> tf.Tensor:
+    """INIT: one I-FGSM step size a patch, log-uniform in [min_step_size, max_step_size]. Returns float32 [P]."""
     from tensorflow_probability import bijectors, distributions  # takes most of a second to import
 
     uniform = distributions.Uniform(tf.math.log(min_step_size), tf.math.log(max_step_size))
@@ -59,33 +53,29 @@ def initial_step_sizes(n_patches, *, min_step_size, max_step_size, seed):
     return tf.clip_by_value(log_uniform.sample(n_patches, seed=seed), min_step_size, max_step_size)
 
 
-def random_patches(n_patches, patch_shape, *, seed):
-    """INIT with `patch_initialization: random`: uniform noise in [0, 1]. Returns float32 [P, h, w, 3]."""
+def random_patches(n_patches: int, patch_shape: Sequence[int], *, seed: tf.Tensor) -> tf.Tensor:
+    """INIT with `patch_initialization: random`: uniform noise. Returns [P, h, w, 3]."""
     return tf.random.stateless_uniform([n_patches, *patch_shape], seed)
 
 
-def resize_to_patches(images, patch_shape):
+def resize_to_patches(images: tf.Tensor, patch_shape: Sequence[int]) -> tf.Tensor:
     """INIT with `patch_initialization: data`: images [P, H, W, 3] shrunk to [P, h, w, 3] by the legacy bilinear resize."""
     resized = tf.raw_ops.ResizeBilinear(images=images, size=patch_shape[:2], align_corners=False, half_pixel_centers=False)
     return tf.clip_by_value(resized, 0.0, 1.0)
 
 
-def apply_patches(images, patches, offsets):
-    """Paste one patch into each image.
+def apply_patches(images: tf.Tensor, patches: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
+    """Paste one patch into each image, [B, H, W, 3]. Pixels are copied exactly; gradients flow to images and patches.
 
     Args:
-        images: float32 [B, H, W, 3].
-        patches: float32 [B, h, w, 3], h <= H and w <= W.
-        offsets: int32 [B, 2] = (row, column) of the patch's corner, within 0..H-h and 0..W-w.
-
-    Returns:
-        float32 [B, H, W, 3]. Pixels are copied exactly; gradients flow to images and patches.
+        images: [B, H, W, 3].
+        patches: [B, h, w, 3], h <= H and w <= W.
+        offsets: [B, 2], within 0..H-h and 0..W-w.
     """
     images, patches = tf.convert_to_tensor(images), tf.convert_to_tensor(patches)
     offsets = tf.cast(offsets, tf.int32)
-    image_shape, patch_shape = images.shape, patches.shape
-    height, width = image_shape[1:3]
-    patch_height, patch_width = patch_shape[1:3]
+    height, width = images.shape[1:3]
+    patch_height, patch_width = patches.shape[1:3]
 
     # Row and column within the patch of every image pixel: [B, H, 1] and [B, 1, W].
     rows = (tf.range(height)[tf.newaxis] - offsets[:, 0, tf.newaxis])[:, :, tf.newaxis]
@@ -115,15 +105,16 @@ def _flat_pixels(images):
     return tf.reshape(images, [tf.shape(images)[0], images.shape[1] * images.shape[2], images.shape[3]])
 
 
-def draw_trials(seed, *, n_trials, batch_size, n_patches, image_shape, patch_shape):
+def draw_trials(
+    seed: tf.Tensor, *, n_trials: int, batch_size: int, n_patches: int, image_shape: Sequence[int], patch_shape: Sequence[int]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The random (patch, position) trials of SELECT. Patches are drawn with replacement, positions uniformly.
 
     Args:
-        seed: int32 [2], a stateless seed.
-        image_shape: (H, W, ...), patch_shape: (h, w, ...).
+        image_shape, patch_shape: (H, W, ...) and (h, w, ...).
 
     Returns:
-        indices int64 [F, B] in 0..P-1 and offsets int32 [F, B, 2] in 0..H-h and 0..W-w, both ends included.
+        indices int64 [F, B] in 0..P-1 and offsets [F, B, 2] in 0..H-h and 0..W-w, both ends included.
     """
     seeds = split(seed, 3)
     shape = [n_trials, batch_size]
@@ -133,15 +124,16 @@ def draw_trials(seed, *, n_trials, batch_size, n_patches, image_shape, patch_sha
     return indices, tf.stack([rows, columns], axis=-1)
 
 
-def select_patches(loss_fn, bank_patches, trial_indices, trial_offsets):
+def select_patches(
+    loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], bank_patches: tf.Tensor, trial_indices: tf.Tensor, trial_offsets: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """SELECT^F: for each image, the trial with the largest loss; on a tie the earlier one.
 
     Args:
         loss_fn: patches [B, h, w, 3], offsets [B, 2] -> losses [B]; MAT gives the cross-entropy of the true label, also for
             targeted attacks. It is not called when F = 1.
-        bank_patches: float32 [P, h, w, 3].
-        trial_indices: integers [F, B] in 0..P-1.
-        trial_offsets: int32 [F, B, 2].
+        bank_patches: [P, h, w, 3].
+        trial_indices, trial_offsets: integers [F, B] in 0..P-1, and [F, B, 2]; see `draw_trials`.
 
     Returns:
         indices [B] and offsets [B, 2] of the selected trials, in the dtypes of the trials.
@@ -166,19 +158,16 @@ def select_patches(loss_fn, bank_patches, trial_indices, trial_offsets):
     return indices, offsets
 
 
-def reptile_update(bank_patches, refined, indices, patch_lr):
+def reptile_update(bank_patches: tf.Tensor, refined: tf.Tensor, indices: tf.Tensor, patch_lr: float) -> tf.Tensor:
     """REPTILE: bank <- (1 - patch_lr) bank + patch_lr * refined, for the patches that the batch used.
 
     A patch used by several images moves towards the mean of its refined copies; the others stay as they are.
 
     Args:
-        bank_patches: float32 [P, h, w, 3].
-        refined: float32 [B, h, w, 3], the refined copies.
+        bank_patches: [P, h, w, 3].
+        refined: [B, h, w, 3], the refined copies.
         indices: integers [B] in 0..P-1, the patch that each copy came from.
         patch_lr: sigma in [0, 1].
-
-    Returns:
-        float32 [P, h, w, 3].
     """
     rows = _reptile_rows(tf.gather(bank_patches, indices), refined, indices, patch_lr)
     return tf.tensor_scatter_nd_update(bank_patches, tf.convert_to_tensor(indices)[:, tf.newaxis], rows)
