@@ -1,1 +1,1 @@
-"""Tools that are run by hand: the benchmark, growth, interruptions."""
+"""Tools that are run by hand: the benchmark, interruptions, the table of config keys."""
