@@ -1,0 +1,1 @@
+"""Data: TFRecord files, the input pipeline, the converter and the demo data set."""

@@ -5,6 +5,7 @@ not reach all corners, so that a small patch of high contrast can drown it: a pl
 image and wrong on most patched ones, though most of the pattern stays in sight.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -14,20 +15,18 @@ from mat.cli.errors import UserError
 from mat.data.records import make_example, record_path, staged, write_records
 
 IMAGE_SIZE = 32
-N_TRAIN = 4000
-N_VALIDATION = 1000
-JPEG_QUALITY = 95
+N_TRAIN, N_VALIDATION = 4000, 1000
 
-PERIOD = (5.5, 10.0)  # of the pattern, pixels
-RADIUS = (14.0, 19.0)  # of the disc, pixels
-CENTER = (12.0, 20.0)  # of the disc, row and column
-CONTRAST = (0.14, 0.32)  # between the two colors, root mean square over the channels
-NOISE = 0.02  # standard deviation
+_PERIOD = (5.5, 10.0)  # of the pattern, pixels
+_RADIUS = (14.0, 19.0)  # of the disc, pixels
+_CENTER = (12.0, 20.0)  # of the disc, row and column
+_CONTRAST = (0.14, 0.32)  # between the two colors, root mean square over the channels
+_NOISE = 0.02  # standard deviation
 
 
 def _coordinates(rng):
     """Row and column of every pixel in units of a random period, from a random origin: two float arrays [32, 32]."""
-    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] / rng.uniform(*PERIOD)
+    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] / rng.uniform(*_PERIOD)
     return rows - rng.uniform(0, 4), columns - rng.uniform(0, 4)
 
 
@@ -42,9 +41,9 @@ def _cell(x):
 
 def _disc(rng):
     """1 within a random disc and 0 outside, with an edge of a pixel: float array [32, 32]."""
-    row, column = rng.uniform(*CENTER, size=2)
+    row, column = rng.uniform(*_CENTER, size=2)
     rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-    return np.clip(rng.uniform(*RADIUS) - np.hypot(rows - row, columns - column), 0, 1)
+    return np.clip(rng.uniform(*_RADIUS) - np.hypot(rows - row, columns - column), 0, 1)
 
 
 # Each pattern is a function of (row, column), in periods, positive on one color and negative on the other; mirroring keeps its class.
@@ -62,42 +61,35 @@ PATTERNS = {
 }
 
 
-def draw_image(label, rng):
-    """One image of class `label`, uint8 [32, 32, 3], drawn from a NumPy generator."""
+def draw_image(label: int, rng: np.random.Generator) -> np.ndarray:
+    """One image of class `label`, uint8 [32, 32, 3]."""
     pattern = list(PATTERNS.values())[label]
     sign = np.clip(8 * pattern(*_coordinates(rng)), -1, 1)[..., np.newaxis]  # [32, 32, 1], soft edges
     sign = sign * _disc(rng)[..., np.newaxis]
     direction = rng.normal(size=3)
-    contrast = rng.uniform(*CONTRAST) * direction / np.sqrt(np.mean(direction**2))
-    image = rng.uniform(0.3, 0.7, size=3) + sign * contrast / 2 + rng.normal(scale=NOISE, size=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    contrast = rng.uniform(*_CONTRAST) * direction / np.sqrt(np.mean(direction**2))
+    image = rng.uniform(0.3, 0.7, size=3) + sign * contrast / 2 + rng.normal(scale=_NOISE, size=(IMAGE_SIZE, IMAGE_SIZE, 3))
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-WNIDS = [f"demo{label:02d}" for label in range(len(PATTERNS))]
-
-
-def make_demo(data_dir):
+def make_demo(data_dir: str | os.PathLike) -> None:
     """Write the demo's `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `words.txt` into `data_dir`, the same every time.
 
     Raises:
         UserError: the directory holds other data.
         OSError: a file cannot be written.
     """
-    wnids = "".join(f"{wnid}\n" for wnid in WNIDS)
+    wnids = [f"demo{label:02d}" for label in range(len(PATTERNS))]
     present = pathlib.Path(data_dir) / "wnids.txt"
-    if present.exists() and present.read_text("utf-8-sig", errors="replace") != wnids:
+    if present.exists() and present.read_text("utf-8-sig", errors="replace").split() != wnids:
         raise UserError(f"{data_dir}: holds other data, so the demo's cannot be made there. Set data_dir to another directory")
     with staged(data_dir) as stage:
-        (stage / "wnids.txt").write_text(wnids, "utf-8")
-        words = "".join(f"{wnid}\t{pattern}\n" for wnid, pattern in zip(WNIDS, PATTERNS, strict=True))
-        (stage / "words.txt").write_text(words, "utf-8")
+        (stage / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids), "utf-8")
+        (stage / "words.txt").write_text("".join(f"{wnid}\t{pattern}\n" for wnid, pattern in zip(wnids, PATTERNS, strict=True)), "utf-8")
         for stream, (split, n_images) in enumerate({"train": N_TRAIN, "validation": N_VALIDATION}.items()):
             rng = np.random.default_rng([0, stream])
-            labels = rng.permutation(np.arange(n_images) % len(PATTERNS))
-            write_records(record_path(stage, split), (_example(int(label), rng) for label in labels))
-
-
-def _example(label, rng):
-    """One record of class `label`."""
-    jpeg = tf.io.encode_jpeg(draw_image(label, rng), quality=JPEG_QUALITY).numpy()
-    return make_example(jpeg, WNIDS[label], label, (0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1))
+            labels = rng.permutation(np.arange(n_images) % len(PATTERNS)).tolist()
+            jpegs = (tf.io.encode_jpeg(draw_image(label, rng), quality=95).numpy() for label in labels)
+            box = (0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1)
+            examples = (make_example(jpeg, wnids[label], label, box) for jpeg, label in zip(jpegs, labels, strict=True))
+            write_records(record_path(stage, split), examples)

@@ -1,10 +1,11 @@
-"""Reading TFRecords into memory, every record checked: nothing that is in a file can stop a run in the middle of an epoch.
+"""Reading the TFRecord files of a data set into memory. Every record is checked, so that none can stop a run later.
 
 Shapes: `N` examples.
 """
 
+import concurrent.futures
 import contextlib
-import functools
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -12,27 +13,18 @@ import tensorflow as tf
 
 from mat.cli.console import console
 from mat.cli.errors import UserError
-from mat.data import records as schema
+from mat.data.records import IMAGE, LABEL, REMAKE, record_path, record_starts
 
-SPLITS = ("train", "validation")  # those with labels
-
-MAX_SIDE = 4096  # of a square image; decoded, one of 4096x4096 takes 50 MB, and a header may claim 65535x65535
+LABELED_SPLITS = ("train", "validation")
+MAX_SIDE = 4096  # of a square image, which takes 50 MB when it is decoded
 MAX_PIXELS = MAX_SIDE**2
-LARGE_PIXELS = 2**20  # images above are checked one at a time
-SHRINKAGE = 8  # of JPEGs that are only checked: all of the file is read as at full size, in half the time
-JPEG_START = b"\xff\xd8\xff"
-JPEG_SCAN = b"\xff\xda"  # begins each pass over the image
-MAX_SCANS = 100  # of a progressive JPEG; they take 33 bytes each at the least, and the time of the whole image
-PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"  # then width and height
-PNG_HEAD = len(PNG_START) + 8
-
-PARSE_BATCH = 1024
-CHUNK = 8  # images in one call of a map function at most; a call by itself costs as much as decoding an image of 64x64
 FAULTS_SHOWN = 3
-FEATURES = {
-    schema.IMAGE: tf.io.FixedLenFeature([], tf.string, ""),
-    schema.LABEL: tf.io.FixedLenFeature([], tf.int64, -1),
-}
+
+_FEATURES = {IMAGE: tf.io.FixedLenFeature([], tf.string, ""), LABEL: tf.io.FixedLenFeature([], tf.int64, -1)}
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"  # then width and height, 4 bytes each
+_BATCH = 1024  # records that are parsed, or images that are checked, in one call
+_IMAGES_PER_ITERATION = 8  # of the check; an iteration by itself costs as much as an image of 64x64
+_BAD_CONTENT = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the second where TensorFlow's message quotes the record's bytes
 
 
 class Records(NamedTuple):
@@ -52,12 +44,12 @@ class Records(NamedTuple):
     numbers: np.ndarray
     sizes: np.ndarray
 
-    def take(self, positions):
+    def take(self, positions: np.ndarray) -> "Records":
         """The `Records` at these positions, integers [n] in 0..N-1."""
         return Records(self.path, tf.gather(self.images, positions), *(array[positions] for array in self[2:]))
 
 
-def read_records(data_dir, split, *, n_classes, max_bad_records=0):
+def read_records(data_dir: str | os.PathLike, split: str, *, n_classes: int, max_bad_records: int = 0) -> Records:
     """Read a split into memory, still encoded (215 MB for all of Tiny ImageNet), and check every record.
 
     A record is bad if its checksum does not fit, it is no example, its label is missing or out of range, or its image is neither a JPEG
@@ -69,51 +61,32 @@ def read_records(data_dir, split, *, n_classes, max_bad_records=0):
         n_classes: labels must be in 0 .. n_classes - 1.
         max_bad_records: so many bad records are passed over, with a line on the console; more are refused.
 
-    Returns:
-        Records, the good ones.
-
     Raises:
         UserError: the file is missing, truncated or empty, or has more bad records than are passed over, or no good ones; the message
             names the file and the records, counted from 0.
     """
-    path = schema.record_path(data_dir, split)
+    path = record_path(data_dir, split)
     if not path.is_file():
         raise UserError(
             f"{path}: no such file (data_dir: {data_dir}). Make it from the official archive or folder of Tiny ImageNet: "
             f"python -m mat.data.convert SOURCE {data_dir}, or download the archive too: python -m mat.data.convert --download {data_dir}"
         )
-    starts = schema.record_starts(path)
-    examples, images, labels, faults = _parse(str(path), starts)
+    starts = record_starts(path)
+    numbers, images, labels, faults = _parse(str(path), starts)
     decodable, sizes = check_images(images)
-    for position, fault in (_image_faults(decodable, sizes) | _label_faults(labels, n_classes)).items():
-        faults[int(examples[position])] = fault
-    if faults:
-        _report(path, len(starts), sorted(faults.items()), max_bad_records)
-    records = Records(str(path), images, labels, examples, sizes)
-    return records.take(np.flatnonzero(~np.isin(examples, list(faults)))) if faults else records
-
-
-_BAD_RECORD = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the second where TensorFlow's message quotes the record's bytes
-
-
-class _Fault(NamedTuple):
-    """What a bad record is or has, and the way out."""
-
-    text: str
-    remedy: str = schema.REMAKE
-
-
-_CORRUPT = _Fault("is corrupt (its checksum does not fit)")
-_NO_EXAMPLE = _Fault("is not an example of an image and a label")
-_NO_LABEL = _Fault(f"has no label (feature {schema.LABEL})")
-_NAMED = f"{schema.REMAKE}, which names the path of an image that cannot be read"
-_NOT_DECODABLE = _Fault(f"has an image that cannot be decoded as JPEG or PNG (feature {schema.IMAGE})", _NAMED)
+    for i in np.flatnonzero(~decodable | (labels < 0) | (labels >= n_classes)):
+        faults[int(numbers[i])] = _fault(labels[i], sizes[i], n_classes)
+    records = Records(str(path), images, labels, numbers, sizes)
+    if not faults:
+        return records
+    _report(path, len(starts), sorted(faults.items()), max_bad_records)
+    return records.take(np.flatnonzero(~np.isin(numbers, list(faults))))
 
 
 def _report(path, n_records, faults, max_bad_records):
-    """Refuse the bad records, or tell that they are passed over; `faults` is a list of (record, _Fault)."""
-    remedy = faults[0][1].remedy
-    shown = ", ".join(f"record {record} {fault.text}" for record, fault in faults[: FAULTS_SHOWN if max_bad_records else 1])
+    """Refuse the bad records, or tell that they are passed over; `faults` is a list of (number, (what is wrong, remedy))."""
+    _, (_, remedy) = faults[0]
+    shown = ", ".join(f"record {number} {fault}" for number, (fault, _) in faults[: FAULTS_SHOWN if max_bad_records else 1])
     if max_bad_records == 0:
         raise UserError(f"{path}: {shown}. {remedy}, or set bad_records: skip to pass over bad records")
     shown += ", ..." * (len(faults) > FAULTS_SHOWN)
@@ -128,126 +101,116 @@ def _report(path, n_records, faults, max_bad_records):
 
 
 def _parse(path, starts):
-    """The examples among the records: their indices int64 [n], images [n] and labels int64 [n]; and the faults of all others, a dict."""
-    batches = tf.data.TFRecordDataset(path).enumerate().batch(PARSE_BATCH)
+    """All examples of a file, see `_joined`, and the faults of the other records. TensorFlow reads no further than a corrupt record."""
+    batches = tf.data.TFRecordDataset(path).enumerate().batch(_BATCH)
     try:
-        return *_collect(batches.map(lambda i, batch: (i, tf.io.parse_example(batch, FEATURES)), num_parallel_calls=tf.data.AUTOTUNE)), {}
-    except (tf.errors.DataLossError, *_BAD_RECORD):
-        corrupt = schema.corrupt_records(path, starts)
-    firsts, stops = np.append(0, corrupt + 1), np.append(corrupt, len(starts))
-    intact = schema.records_between(path, starts, firsts[firsts < stops], stops[firsts < stops])
-    parsed = intact.map(lambda i, record: (i, tf.io.parse_single_example(record, FEATURES)), num_parallel_calls=tf.data.AUTOTUNE)
-    examples, images, labels = _collect(parsed.ignore_errors().batch(PARSE_BATCH))
-    faults = dict.fromkeys(np.setdiff1d(np.arange(len(starts)), examples).tolist(), _NO_EXAMPLE)
-    return examples, images, labels, faults | dict.fromkeys(corrupt.tolist(), _CORRUPT)
+        examples = batches.map(lambda numbers, records: (numbers, tf.io.parse_example(records, _FEATURES)), tf.data.AUTOTUNE)
+        return *_joined(examples), {}
+    except (tf.errors.DataLossError, *_BAD_CONTENT):
+        return _parse_one_by_one(path, starts)
 
 
-def _collect(batches):
-    """All batches of (indices, parsed examples) as one: indices, images and labels."""
-    batches = [(np.zeros(0, np.int64), {schema.IMAGE: tf.zeros([0], tf.string), schema.LABEL: np.zeros(0, np.int64)}), *batches]
-    images = tf.concat([parsed[schema.IMAGE] for _, parsed in batches], 0)
-    return np.concatenate([i for i, _ in batches]), images, np.concatenate([parsed[schema.LABEL] for _, parsed in batches])
+def _parse_one_by_one(path, starts):
+    """As `_parse`, for a file with bad records: each is read from its own position."""
+
+    def read(number, start):
+        file = tf.raw_ops.TFRecordDatasetV2(filenames=[path], compression_type="", buffer_size=4096, byte_offsets=[start])
+        return number, tf.data.experimental.from_variant(file, tf.TensorSpec([], tf.string)).take(1).get_single_element()
+
+    intact = tf.data.Dataset.from_tensor_slices(starts).enumerate().map(read, tf.data.AUTOTUNE).ignore_errors().cache()
+    parsed = intact.map(lambda number, record: (number, tf.io.parse_single_example(record, _FEATURES))).ignore_errors()
+    numbers, images, labels = _joined(parsed.batch(_BATCH))
+    faults = dict.fromkeys(range(len(starts)), ("is corrupt (its checksum does not fit)", REMAKE))
+    for batch, _ in intact.batch(_BATCH):
+        faults |= dict.fromkeys(batch.numpy().tolist(), ("is not an example of an image and a label", REMAKE))
+    return numbers, images, labels, {number: faults[number] for number in faults.keys() - numbers.tolist()}
 
 
-def _label_faults(labels, n_classes):
-    """The faults of labels that are missing or out of range, a dict by position."""
+def _joined(batches):
+    """Batches of (numbers of records, parsed examples) as one: numbers int64 [n], images tf.string [n] and labels int64 [n]."""
+    none = np.zeros(0, np.int64), {IMAGE: tf.constant([], tf.string), LABEL: np.zeros(0, np.int64)}
+    numbers, features = zip(none, *batches, strict=True)
+    images, labels = ([batch[name] for batch in features] for name in (IMAGE, LABEL))
+    return np.concatenate(numbers), tf.concat(images, 0), np.concatenate(labels)
 
-    def fault(label):
+
+def _fault(label, size, n_classes):
+    """What is wrong with an example of this label, or with its image of this width and height; and the remedy."""
+    width, height = size.tolist()
+    if label == -1:
+        return f"has no label (feature {LABEL})", REMAKE
+    if not 0 <= label < n_classes:
         text = f"has the label {label}, and n_classes: {n_classes} allows 0 .. {n_classes - 1}"
-        return _NO_LABEL if label == -1 else _Fault(text, "Set n_classes to the number of classes in wnids.txt")
-
-    return {i: fault(labels[i]) for i in np.flatnonzero((labels < 0) | (labels >= n_classes)).tolist()}
-
-
-def _image_faults(decodable, sizes):
-    """The faults of the images that `check_images` found, a dict by position."""
-    faults = dict.fromkeys(np.flatnonzero(~decodable).tolist(), _NOT_DECODABLE)
-    for i in np.flatnonzero(sizes.prod(axis=1, dtype=np.float64) > MAX_PIXELS).tolist():
-        faults[i] = _Fault(f"has an image of {sizes[i, 0]}x{sizes[i, 1]} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read", _NAMED)
-    return faults
+        return text, "Set n_classes to the number of classes in wnids.txt"
+    text = f"has an image that cannot be decoded as JPEG or PNG (feature {IMAGE})"
+    if width * height > MAX_PIXELS:
+        text = f"has an image of {width}x{height} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read"
+    return text, f"{REMAKE}, which names the path of an image that cannot be read"
 
 
-def check_images(images):
-    """Whether a training run can read each of the images, which are all decoded, as a run of hours shall not end on a bad one.
-
-    Sizes are read from the headers first. Large images are decoded one at a time, and giants not at all, so that memory is bounded. What
-    `decode` takes beside JPEG and PNG (GIF, in newer versions of TensorFlow WebP, which it makes a batch of) is not let through to it.
+def check_images(images: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Whether a training run can read each of the images. All are decoded, but for those that are too large.
 
     Args:
         images: tf.string [n], encoded.
 
     Returns:
         (bool [n], whether it is a JPEG or PNG that can be decoded, of at most `MAX_PIXELS`; int64 [n, 2], its width and height, 0 where
-        they are not known).
+        it is neither, or damaged).
     """
-    heads = tf.strings.substr(images, 0, PNG_HEAD).numpy().astype(f"S{PNG_HEAD}").view(np.uint8).reshape(-1, PNG_HEAD)
-    (jpegs,), (pngs,) = (np.nonzero((heads[:, : len(start)] == list(start)).all(axis=1)) for start in (JPEG_START, PNG_START))
-    sizes = np.zeros((len(heads), 2), np.int64)  # width, height
-    decodable = np.zeros(len(heads), bool)
-    scans = np.array([image.count(JPEG_SCAN) for image in images.numpy()])
-    jpegs = jpegs[scans[jpegs] <= MAX_SCANS]
-    passed, results = _map_images(_check_jpeg, images, jpegs)
-    sizes[passed], decodable[passed] = results[:, :2], True
-    sizes[pngs] = heads[pngs, len(PNG_START) :].copy().view(">u4")
-    pixels = sizes.prod(axis=1, dtype=np.float64)  # which does not overflow
-    passed, _ = _map_images(_check_png, images, pngs[pixels[pngs] <= LARGE_PIXELS])
-    decodable[passed] = True
-    for i in np.flatnonzero((pixels > LARGE_PIXELS) & (pixels <= MAX_PIXELS)):
-        try:
-            decode(images[i])
-            decodable[i] = True
-        except _BAD_RECORD:
-            decodable[i] = False
-    return decodable & (pixels <= MAX_PIXELS), sizes
+    batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        sizes = np.concatenate([np.zeros((0, 2), np.int64), *pool.map(_sizes_or_zeros, batches)])
+    n_pixels = sizes.prod(axis=1)
+    return (n_pixels > 0) & (n_pixels <= MAX_PIXELS), sizes
 
 
-def _check_jpeg(encoded):
-    """Width, height and decoded size of a JPEG; one that is too large is not decoded."""
-    with tf.init_scope():
-        pixel = tf.io.encode_jpeg(np.zeros((1, 1, 3), np.uint8))  # decoded in its place
-    height, width, _ = tf.unstack(tf.cast(tf.io.extract_jpeg_shape(encoded), tf.int64))
-    decoded = decode(tf.where(width * height > LARGE_PIXELS, pixel, encoded), SHRINKAGE)
-    return tf.stack([width, height, tf.size(decoded, tf.int64)])
-
-
-def _check_png(encoded):
-    """Height, width and channels of a PNG."""
-    return tf.shape(decode(encoded), tf.int64)
-
-
-@functools.cache  # traced once
-def _mapped(function):
-    """A function from images, a multiple of `CHUNK`, to what `function` makes of each, int64 [n, 3]; it raises what that raises for any."""
-
-    def few(images):
-        return tf.stack([function(encoded) for encoded in tf.unstack(images, CHUNK)])
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def every(images):
-        results = tf.map_fn(few, tf.reshape(images, [-1, CHUNK]), fn_output_signature=tf.TensorSpec([CHUNK, 3], tf.int64))
-        return tf.reshape(results, [-1, 3])
-
-    return every
-
-
-def _map_images(function, images, positions):
-    """The positions [n] of those images that `function` takes, and what it makes of them, int64 [n, 3]."""
-    passed, results = [], [np.zeros((0, 3), np.int64)]
+def _sizes_or_zeros(images):
+    """Width and height of each image, int64 [n, 2]; zeros where it cannot be decoded."""
     with tf.device("CPU:0"):
-        for start in range(0, len(positions), PARSE_BATCH):
-            batch = positions[start : start + PARSE_BATCH]
-            padded = np.append(batch, np.repeat(batch[-1:], -len(batch) % CHUNK))
-            try:
-                results.append(_mapped(function)(tf.gather(images, padded)).numpy()[: len(batch)])
-                passed.extend(batch)
-            except _BAD_RECORD:
-                for position in batch:
-                    with contextlib.suppress(*_BAD_RECORD):
-                        results.append(function(images[position]).numpy()[np.newaxis])
-                        passed.append(position)
-    return np.array(passed, np.int64), np.concatenate(results)
+        try:
+            return _sizes(images)[:, :2].numpy()
+        except _BAD_CONTENT:  # each by itself
+            sizes = np.zeros((len(images), 2), np.int64)
+            for i, encoded in enumerate(images):
+                with contextlib.suppress(*_BAD_CONTENT):
+                    sizes[i] = _size_of_one(encoded)[:2]
+            return sizes
 
 
-def decode(encoded, shrinkage=1):
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+def _sizes(images):
+    """`_size` of each image, int64 [n, 3]."""
+    n_iterations = -(-tf.size(images) // _IMAGES_PER_ITERATION)
+    examples = tf.minimum(tf.range(n_iterations * _IMAGES_PER_ITERATION), tf.size(images) - 1)  # the last one fills up
+    sizes = tf.map_fn(
+        lambda few: tf.stack([_size(encoded) for encoded in tf.unstack(tf.gather(images, few))]),
+        tf.reshape(examples, [-1, _IMAGES_PER_ITERATION]),
+        fn_output_signature=tf.TensorSpec([_IMAGES_PER_ITERATION, 3], tf.int64),
+    )
+    return tf.reshape(sizes, [-1, 3])[: tf.size(images)]
+
+
+def _size(encoded):
+    """Width, height and decoded size of a JPEG or PNG, an error for anything else; one that is too large is not decoded."""
+
+    def png_size():
+        sides = tf.io.decode_raw(tf.strings.substr(encoded, len(_PNG_START), 8), tf.int32, little_endian=False)
+        return tf.cast(tf.reshape(sides, [2]), tf.int64)
+
+    is_png = tf.strings.substr(encoded, 0, len(_PNG_START)) == _PNG_START
+    size = tf.cond(is_png, png_size, lambda: tf.io.extract_jpeg_shape(encoded, tf.int64)[1::-1])
+    decoded_size = tf.cond(
+        tf.reduce_prod(size) <= MAX_PIXELS,
+        lambda: tf.size(decode(encoded, 8), tf.int64),  # shrunk, all of a JPEG is read in half the time
+        lambda: tf.int64.max,
+    )
+    return tf.concat([size, [decoded_size]], 0)
+
+
+_size_of_one = tf.function(_size, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+
+
+def decode(encoded: tf.Tensor, shrinkage: int = 1) -> tf.Tensor:
     """Encoded image, a tf.string scalar -> uint8 [H, W, 3]; grayscale becomes RGB. A JPEG may be shrunk 2, 4 or 8 times."""
     return tf.io.decode_jpeg(encoded, channels=3, ratio=shrinkage)

@@ -1,8 +1,10 @@
-"""Both splits of a data folder, the demo's made where they are missing, and the words of its classes."""
+"""The training and validation data: reading both, the names of the classes, and what a user should know about the images."""
 
 import contextlib
 import hashlib
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,10 +13,8 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.text import decode_text, single_line
 from mat.data.demo import make_demo
-from mat.data.reading import SPLITS, read_records
+from mat.data.reading import LABELED_SPLITS, Records, read_records
 from mat.data.records import class_list, record_path
-
-HASHED_AT_ONCE = 1024  # images
 
 LARGEST_ASPECT_RATIO = 1.5  # of an image that is resized to a square, before that counts as squeezed
 LARGEST_SCALE = 2  # that images are enlarged by
@@ -23,23 +23,17 @@ FEW = 0.05  # share of the images that raises no warning
 CLASSES_SHOWN = 5
 
 
-def read_splits(dataset, data_dir, *, n_classes, max_bad_records=0):
-    """The training and validation `Records`.
+def read_splits(dataset: str, data_dir: str | os.PathLike, *, n_classes: int, max_bad_records: int = 0) -> tuple[Records, Records]:
+    """The training and validation records, see `read_records`.
 
     Args:
         dataset: "tiny_imagenet", or "demo", which is written first where it is missing.
-        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
-        n_classes: labels must be in 0 .. n_classes - 1.
-        max_bad_records: so many bad records of each file are passed over, see `read_records`.
-
-    Returns:
-        (training Records, validation Records).
 
     Raises:
         UserError: as `read_records`, the demo cannot be written, or wnids.txt lists another number of classes.
     """
     try:
-        if dataset == "demo" and not all(record_path(data_dir, split).exists() for split in SPLITS):
+        if dataset == "demo" and not all(record_path(data_dir, split).exists() for split in LABELED_SPLITS):
             console.print(f"{data_dir}: making the demo's data set")
             make_demo(data_dir)
     except OSError as error:
@@ -50,32 +44,29 @@ def read_splits(dataset, data_dir, *, n_classes, max_bad_records=0):
             f"{data_dir}: n_classes is {n_classes}, and wnids.txt lists {len(wnids)} classes. Set n_classes: {len(wnids)}, or data_dir to "
             "the data that is meant"
         )
-    return tuple(read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records) for split in SPLITS)
+    train, validation = (read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records) for split in LABELED_SPLITS)
+    return train, validation
 
 
-def fingerprint(splits):
-    """SHA-256 of all labels and encoded images of both splits, 64 hex digits: whether data is the same, wherever it lies."""
+def fingerprint(splits: Sequence[Records]) -> str:
+    """SHA-256 of all labels and encoded images, 64 hex digits: whether data is the same, wherever it lies."""
     digest = hashlib.sha256()
     for records in splits:
         lengths = tf.strings.length(records.images).numpy()
         digest.update(np.concatenate([[len(lengths)], records.labels, lengths]).astype("<i8").tobytes())
-        for start in range(0, len(lengths), HASHED_AT_ONCE):  # all at once would be a second copy of the split in memory
-            digest.update(b"".join(records.images[start : start + HASHED_AT_ONCE].numpy()))
+        for start in range(0, len(lengths), 1024):  # all images at once would be a second copy of the split in memory
+            digest.update(b"".join(records.images[start : start + 1024].numpy()))
     return digest.hexdigest()
 
 
-def class_names(data_dir, n_classes):
-    """What people call the classes: the words of `words.txt` in the order of `wnids.txt`, or the class numbers where there are none.
-
-    Returns:
-        list of n_classes strings.
-    """
+def class_names(data_dir: str | os.PathLike, n_classes: int) -> list[str]:
+    """The first words that `words.txt` has for each class, in the order of `wnids.txt`; the class numbers where there are none."""
     wnids, words = _wnids(data_dir), {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         lines = decode_text((pathlib.Path(data_dir) / "words.txt").read_bytes()).splitlines()
         words = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    named = [words.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids]  # the first of a class's synonyms
-    return [named[label] if label < len(named) else str(label) for label in range(n_classes)]
+    names = [words.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids[:n_classes]]
+    return names + [str(label) for label in range(len(names), n_classes)]
 
 
 def _wnids(data_dir):
@@ -88,45 +79,34 @@ def _wnids(data_dir):
         raise UserError(f"{data_dir}: wnids.txt cannot be read ({single_line(str(error))}). Convert the data again") from None
 
 
-def describe(splits, data_dir, *, image_size, n_classes):
+def describe(splits: tuple[Records, Records], data_dir: str | os.PathLike, *, image_size: int, n_classes: int) -> dict[str, str]:
     """What the data is, and what about it may spoil a result, in words for the plan of a run.
 
-    Args:
-        splits: (training, validation) `Records`.
-        data_dir: directory that they were read from.
-        image_size: height and width that the images are resized to.
-        n_classes: number of classes.
-
     Returns:
-        dict of lines by name: `data`, and where there is something to doubt `data sizes` and `data classes`.
+        lines by name: `data`, and where there is something to doubt `data sizes` and `data classes`.
     """
     kinds = dict(zip(("training", "validation"), splits, strict=True))
     counts = " and ".join(f"{len(records.labels):,} {kind}" for kind, records in kinds.items())
     sizes = np.concatenate([records.sizes for records in splits])
     real = "x".join(str(low) if low == high else f"{low}..{high}" for low, high in zip(sizes.min(axis=0), sizes.max(axis=0), strict=True))
     resized = f", resized to {image_size}x{image_size}" if np.any(sizes != image_size) else ""
-    lines = {"data": f"{data_dir}: {counts} images of {real}{resized}, {n_classes} classes"}
-    told = [f"{share:.0%} of the {kind} images are {what}" for kind in kinds for what, share in _distorted(kinds[kind].sizes, image_size)]
-    if told:
-        lines["data sizes"] = f"WARNING: {'; '.join(told)}"
-    names, absent = class_names(data_dir, n_classes), []
+    names = class_names(data_dir, n_classes)
+    warnings: dict[str, list[str]] = {"data sizes": [], "data classes": []}
     for kind, records in kinds.items():
+        warnings["data sizes"] += [f"{share:.0%} of the {kind} images are {what}" for what, share in _distorted(records.sizes, image_size)]
         if missing := np.setdiff1d(np.arange(n_classes), records.labels).tolist():
             shown = ", ".join(names[label] for label in missing[:CLASSES_SHOWN]) + ", ..." * (len(missing) > CLASSES_SHOWN)
-            absent.append(f"{len(missing)} of {n_classes} classes have no {kind} image ({single_line(shown)})")
-    if absent:
-        lines["data classes"] = f"WARNING: {'; '.join(absent)}"
-    return lines
+            warnings["data classes"].append(f"{len(missing)} of {n_classes} classes have no {kind} image ({single_line(shown)})")
+    lines = {"data": f"{data_dir}: {counts} images of {real}{resized}, {n_classes} classes"}
+    return lines | {name: f"WARNING: {'; '.join(parts)}" for name, parts in warnings.items() if parts}
 
 
 def _distorted(sizes, image_size):
     """(what, share) of the distortions that more than a few images of `sizes` [N, 2] suffer when they are resized."""
     shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
     shares = {
-        f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": np.mean(longer > LARGEST_ASPECT_RATIO * shorter),
-        f"enlarged {LARGEST_SCALE} times or more": np.mean(image_size >= LARGEST_SCALE * shorter),
-        f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": np.mean(
-            shorter > LARGEST_SHRINKAGE * image_size
-        ),
+        f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": longer > LARGEST_ASPECT_RATIO * shorter,
+        f"enlarged {LARGEST_SCALE} times or more": image_size >= LARGEST_SCALE * shorter,
+        f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": shorter > LARGEST_SHRINKAGE * image_size,
     }
-    return [(what, share) for what, share in shares.items() if share > FEW]
+    return [(what, np.mean(suffer)) for what, suffer in shares.items() if np.mean(suffer) > FEW]

@@ -1,15 +1,16 @@
-"""Records -> `tf.data`: the original's augmentation, shuffled epochs.
+"""Input pipeline: the original's augmentation, in shuffled epochs.
 
 Shapes: `N` examples, `B` images a batch. Images are float32 in [0, 1].
 """
 
-import functools
+import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import UserError
-from mat.data.reading import CHUNK, SPLITS, decode, read_records
+from mat.data.reading import LABELED_SPLITS, Records, decode, read_records
 from mat.seeds import fold_in, generator, split, stream_seed
 
 CROP_AREA = (0.5, 1.0)
@@ -17,49 +18,55 @@ CROP_ASPECT_RATIO = (0.75, 1.33)
 CROP_ATTEMPTS = 20
 SATURATION = (0.5, 2.0)
 
-CACHE_BYTES = 2**30  # Tiny ImageNet's validation images take 123 MB
+_IMAGES_PER_CALL = 8  # of the augmentation; a call by itself costs as much as decoding an image of 64x64
+_CACHE_BYTES = 2**30  # Tiny ImageNet's validation images take 123 MB
 
 
-def load_dataset(data_dir, split, *, batch_size, n_classes=200, image_size=64, label_smoothing=0.0, seed=0, epoch=0, max_bad_records=0):
-    """One epoch of a split as batches: `read_records`, then `train_dataset` or `validation_dataset`.
-
-    Args:
-        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
-        split: "train" | "validation".
-        batch_size: B.
-        n_classes: number of classes.
-        image_size: height and width of the images.
-        label_smoothing: for training labels, see `smooth_one_hot`.
-        seed: the config's seed, for training.
-        epoch: which epoch's order and augmentation, for training.
-        max_bad_records: see `read_records`.
+def load_dataset(
+    data_dir: str | os.PathLike,
+    split: str,
+    *,
+    batch_size: int,
+    n_classes: int = 200,
+    image_size: int = 64,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+    epoch: int = 0,
+    max_bad_records: int = 0,
+) -> tf.data.Dataset:
+    """One epoch of a split, "train" | "validation": `read_records`, then `train_dataset` or `validation_dataset`.
 
     Returns:
-        tf.data.Dataset of (images float32 [B, image_size, image_size, 3] in [0, 1], labels float32 [B, n_classes]).
+        batches of (images float32 [B, image_size, image_size, 3] in [0, 1], labels float32 [B, n_classes]).
 
     Raises:
         UserError: as `read_records`.
         ValueError: an unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}. Received: {split!r}")
+    if split not in LABELED_SPLITS:
+        raise ValueError(f"split must be one of {LABELED_SPLITS}. Received: {split!r}")
     records = read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records)
-    arguments = {"batch_size": batch_size, "n_classes": n_classes, "image_size": image_size}
+    arguments: dict[str, Any] = {"batch_size": batch_size, "n_classes": n_classes, "image_size": image_size}
     if split == "train":
         return train_dataset(records, label_smoothing=label_smoothing, seed=seed, epoch=epoch, **arguments)
     return validation_dataset(records, **arguments)
 
 
-def train_dataset(records, *, batch_size, n_classes, image_size, label_smoothing, seed, epoch, first_batch=0):
-    """One epoch of training batches: all examples shuffled, augmented, the remainder of a batch dropped.
+def train_dataset(
+    records: Records,
+    *,
+    batch_size: int,
+    n_classes: int,
+    image_size: int,
+    label_smoothing: float,
+    seed: int,
+    epoch: int,
+    first_batch: int = 0,
+) -> tf.data.Dataset:
+    """One epoch of training batches as of `load_dataset`: all examples shuffled, augmented, the remainder of a batch dropped.
 
-    The order is a function of (seed, epoch), the augmentation of (seed, epoch, example): neither depends on threads.
-
-    Args:
-        first_batch: leave out so many batches, whose images are not even decoded; all others are those of the whole epoch.
-
-    Returns:
-        tf.data.Dataset of (images float32 [B, image_size, image_size, 3], smoothed one-hot labels float32 [B, n_classes]).
+    The order is a function of (seed, epoch), the augmentation of (seed, epoch, example): neither depends on threads. The batches before
+    `first_batch` are left out, and not even decoded; all others are those of the whole epoch.
     """
     order = generator(seed, f"order/{epoch}").permutation(len(records.labels))
     order = order[first_batch * batch_size : len(order) // batch_size * batch_size]
@@ -70,98 +77,76 @@ def train_dataset(records, *, batch_size, n_classes, image_size, label_smoothing
     return batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))).prefetch(tf.data.AUTOTUNE)
 
 
-def validation_dataset(records, *, batch_size, n_classes, image_size, cached=False):
-    """All examples in the order of the file, not augmented; the last batch may be smaller. Elements as of `train_dataset`.
+def validation_dataset(records: Records, *, batch_size: int, n_classes: int, image_size: int, cached: bool = False) -> tf.data.Dataset:
+    """All examples in the order of the file as batches of `load_dataset`, not augmented; the last batch may be smaller.
 
-    Args:
-        cached: keep the decoded images in memory from the first pass on, if they take less than `CACHE_BYTES`.
+    With `cached` the decoded images stay in memory from the first pass on, if they take less than 1 GiB.
     """
     images = tf.data.Dataset.from_tensor_slices(records.images).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    if cached and 3 * int(records.sizes.prod(axis=1).sum()) < CACHE_BYTES:
+    if cached and 3 * int(records.sizes.prod(axis=1).sum()) < _CACHE_BYTES:
         images = images.cache()
     images = images.map(lambda image: resize(as_float(image), image_size), num_parallel_calls=tf.data.AUTOTUNE)
     batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)
     return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
 
 
-def initial_images(records, targets, *, targeted, image_size, seed):
+def initial_images(records: Records, targets: np.ndarray, *, targeted: bool, image_size: int, seed: int) -> tf.data.Dataset:
     """The images that a data-initialized bank starts from (INIT): one augmented training image for each patch.
 
     The k-th patch of a class gets the k-th example of that class in a shuffled order of its own; where a class has fewer, an example
     serves again under another augmentation. Only these examples are decoded.
 
     Args:
-        records: the training records.
         targets: integers [P], the class of each patch.
         targeted: False takes any example for any patch, in the shuffled order.
-        image_size: height and width of the images.
-        seed: the config's seed.
 
     Returns:
-        tf.data.Dataset of P images, float32 [image_size, image_size, 3] in [0, 1].
+        P images, float32 [image_size, image_size, 3] in [0, 1].
 
     Raises:
         UserError: a target class has no example.
     """
     order = generator(seed, "bank/order").permutation(len(records.labels))
     classes, labels = (targets, records.labels[order]) if targeted else (np.zeros_like(targets), np.zeros_like(order))
-    served = {c: [] for c in np.unique(classes)}  # the examples of each class, in order
-    for example, label in zip(order, labels, strict=True):
-        if label in served:
-            served[label].append(example)
-    missing = [int(c) for c, examples in served.items() if not examples]
-    if missing:
+    if missing := np.setdiff1d(classes, labels).tolist():
         raise UserError(
             f"{records.path}: no image of class {', '.join(map(str, missing[:10]))}, and patch_initialization: data starts a patch of each "
             "class from an image of it. Set patch_initialization: random, or n_classes to the classes that the file has"
         )
-    turns = dict.fromkeys(served, 0)  # how many patches of the class came before
-    examples, rounds = [], []
-    for c in classes:
-        examples.append(served[c][turns[c] % len(served[c])])
-        rounds.append(turns[c] // len(served[c]))
-        turns[c] += 1
-    seeds = np.stack([stream_seed(seed, f"bank/augmentation/{r}") for r in range(max(rounds) + 1)])
-    return _augmented_images(records, np.array(examples), seeds[rounds], image_size).unbatch().take(len(examples))
+    examples, rounds = np.zeros((2, len(classes)), order.dtype)
+    for c in np.unique(classes):
+        (patches,), candidates = np.nonzero(classes == c), order[labels == c]
+        rounds[patches], turns = np.divmod(np.arange(len(patches)), len(candidates))
+        examples[patches] = candidates[turns]
+    seeds = np.stack([stream_seed(seed, f"bank/augmentation/{r}") for r in range(rounds.max() + 1)])
+    return _augmented_images(records, examples, seeds[rounds], image_size).unbatch().take(len(examples))
 
 
 def _augmented_images(records, examples, seeds, image_size):
     """Images of `examples` [n], each augmented by the draws of its row of `seeds` [n, 2] and its own index.
 
-    They come `CHUNK` at a time, whatever the batch size; the last example fills up the last chunk.
+    They come `_IMAGES_PER_CALL` at a time, whatever the batch size; the last example fills up the last call.
     """
-    load = _loader(image_size, CHUNK)
-    missing = -len(examples) % CHUNK
+    missing = -len(examples) % _IMAGES_PER_CALL
     examples, seeds = np.pad(examples, (0, missing), "edge"), np.pad(seeds, ((0, missing), (0, 0)), "edge")
-    chunks = tf.data.Dataset.from_tensor_slices((examples.reshape(-1, CHUNK), seeds.reshape(-1, CHUNK, 2)))
-    return chunks.map(
-        lambda examples, seeds: load(tf.gather(records.images, examples), examples, seeds), num_parallel_calls=tf.data.AUTOTUNE
+    calls = tf.data.Dataset.from_tensor_slices((examples.reshape(-1, _IMAGES_PER_CALL), seeds.reshape(-1, _IMAGES_PER_CALL, 2)))
+    return calls.map(
+        lambda indices, seeds: _load(tf.gather(records.images, indices), indices, seeds, image_size), num_parallel_calls=tf.data.AUTOTUNE
     )
 
 
-@functools.cache  # and traced once, not in every epoch
-def _loader(image_size, chunk):
-    """The compiled function from encoded images [chunk], their indices and seeds to augmented images."""
-
-    @tf.function(autograph=False)
-    def load(encoded, examples, seeds):
-        return tf.stack([augment(decode(encoded[i]), image_size, fold_in(seeds[i], examples[i])) for i in range(chunk)])
-
-    return load
+@tf.function(autograph=False)  # traced once, not in every epoch
+def _load(encoded, examples, seeds, image_size):
+    """Augmented images of `_IMAGES_PER_CALL` encoded ones, by their indices and seeds."""
+    images = [augment(decode(encoded[i]), image_size, fold_in(seeds[i], examples[i])) for i in range(_IMAGES_PER_CALL)]
+    return tf.stack(images)
 
 
-def augment(image, image_size, seed):
+def augment(image: tf.Tensor, image_size: int, seed: tf.Tensor) -> tf.Tensor:
     """The original's augmentation: random crop, flip and saturation, then the resize.
 
-    The crop covers 50-100 % of the area at an aspect ratio of 0.75-1.33, in up to 20 attempts, else it is the whole image.
-
-    Args:
-        image: uint8 [H, W, 3], or float32 in [0, 1].
-        image_size: height and width of the result.
-        seed: int32 [2], a stateless seed.
-
-    Returns:
-        float32 [image_size, image_size, 3] in [0, 1].
+    The crop covers 50-100 % of the area at an aspect ratio of 0.75-1.33, in up to 20 attempts, else it is the whole image. An image, uint8
+    [H, W, 3] or float32 in [0, 1], becomes float32 [image_size, image_size, 3] in [0, 1]; `seed` is stateless, int32 [2].
     """
     seeds = split(seed, 3)
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
@@ -175,33 +160,21 @@ def augment(image, image_size, seed):
     return resize(image, image_size)
 
 
-def resize(image, image_size):
+def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
     """Legacy bicubic resize, as of TensorFlow 1 (no half-pixel centers, no anti-aliasing), clipped to [0, 1].
 
-    Args:
-        image: float32 [H, W, 3].
-        image_size: height and width of the result.
-
-    Returns:
-        float32 [image_size, image_size, 3]; the image itself where it has that size.
+    float32 [H, W, 3] -> float32 [image_size, image_size, 3]; the image itself where it has that size.
     """
     size = [image_size, image_size]
     resized = tf.raw_ops.ResizeBicubic(images=image[tf.newaxis], size=size, align_corners=False, half_pixel_centers=False)
     return tf.clip_by_value(resized[0], 0.0, 1.0)
 
 
-def smooth_one_hot(labels, n_classes, label_smoothing):
-    """One-hot labels, clipped to [s / (n_classes - 1), 1 - s] where the smoothing s is above 0.
-
-    Args:
-        labels: integers [B].
-
-    Returns:
-        float32 [B, n_classes], each row a distribution.
-    """
+def smooth_one_hot(labels: tf.Tensor, n_classes: int, label_smoothing: float) -> tf.Tensor:
+    """One-hot labels, clipped to [s / (n_classes - 1), 1 - s] where the smoothing s is above 0: integers [B] -> float32 [B, n_classes]."""
     return tf.clip_by_value(tf.one_hot(labels, n_classes), label_smoothing / (n_classes - 1), 1.0 - label_smoothing)
 
 
-def as_float(image):
+def as_float(image: tf.Tensor) -> tf.Tensor:
     """uint8 image in 0..255 -> float32 in [0, 1]; a float image stays as it is."""
     return tf.image.convert_image_dtype(image, tf.float32)
