@@ -1,6 +1,10 @@
 """The network: `create_model` makes it from a config, `load_weights` and `save_weights` read and write its weights."""
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
 
 __all__ = ["create_model", "load_weights", "save_weights"]
 
@@ -8,30 +12,17 @@ if not os.environ.get("KERAS_BACKEND"):  # the user's keras.json may name anothe
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
-def __getattr__(name):
-    # Imported when first asked for: `python -m mat.models.weights` passes here, and must find its module not yet imported.
+def __getattr__(name: str) -> Any:
     if name not in ("load_weights", "save_weights"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mat.models.weights import load_weights, save_weights
+    from mat.models import weights  # late, as `python -m mat.models.weights` must find its module not yet imported
 
-    return {"load_weights": load_weights, "save_weights": save_weights}[name]
+    return getattr(weights, name)
 
 
-def create_model(config):
-    """The network that a `PatchTrainingConfig` describes, freshly initialized from its seed.
-
-    Returns:
-        keras.Model: float images [B, H, W, 3] in [0, 1] -> logits float32 [B, n_classes].
-    """
+def create_model(config: Any) -> "keras.Model":
+    """The network of a `PatchTrainingConfig`, initialized from its seed: float images [B, H, W, 3] in [0, 1] -> logits [B, n_classes]."""
     from mat.models.resnet import create_resnet
 
-    return create_resnet(
-        image_size=config.image_size,
-        n_classes=config.n_classes,
-        depth=config.depth,
-        width=config.width,
-        n_stacks=config.n_stacks,
-        normalization=config.normalization,
-        dtype=config.dtype,
-        seed=config.seed,
-    )
+    keys = ("image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "dtype", "seed")
+    return create_resnet(**{key: getattr(config, key) for key in keys})

@@ -1,22 +1,24 @@
 """The original's group normalization, which normalizes horizontal strips."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from mat.models.prepared import PreparedLayer
 
-ROW = 128  # values; shorter rows leave the vector units of a CPU idle where scale and offset are broadcast and summed
+MIN_ROW = 128  # values; shorter rows leave the vector units of a CPU idle where scale and offset are broadcast and summed
 
 
 @keras.saving.register_keras_serializable(package="mat")
 class StripNormalization(PreparedLayer):
-    """What the original calls group normalization; released weights were trained with it.
+    """What the original calls group normalization; the released weights were trained with it.
 
     It reshapes NHWC to [N, groups, H, W, C / groups] without moving the channels to the front, so that a group is a block of contiguous
-    memory: a horizontal strip of H / groups rows with all their channels, not a group of channels over the whole image. Mean and
-    variance are taken over each strip. Scale and offset follow the same order: the element at position p of strip s gets
+    memory: a horizontal strip of H / groups rows with all their channels. Mean and variance are taken over each strip, in float32 under
+    every precision. Scale and offset follow the same order: the element at position p of strip s gets
     `gamma.reshape(groups, C / groups)[s, p mod (C / groups)]`. `keras.layers.GroupNormalization` has weights of the same shapes and
-    computes something else. Statistics are float32 under every precision.
+    computes something else.
 
     Args:
         groups: number of strips.
@@ -27,14 +29,14 @@ class StripNormalization(PreparedLayer):
         inputs: [B, H, W, C] -> the same shape; C must be a multiple of `groups`.
     """
 
-    def __init__(self, groups=8, epsilon=1e-5, **kwargs):
+    def __init__(self, groups: int = 8, epsilon: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if groups < 1:
             raise ValueError(f"groups must be at least 1. Received: groups={groups}")
         self.groups = groups
         self.epsilon = epsilon
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
         height, width, channels = input_shape[1:]
         if None in (height, width):
             raise ValueError(f"height and width must be known, as strips depend on them. Received: {tuple(input_shape)}")
@@ -45,38 +47,36 @@ class StripNormalization(PreparedLayer):
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
         # A strip as a matrix [rows, row], whose rows are as many periods of gamma and beta as make them long enough.
         period, n_periods = channels // self.groups, height * width
-        self.periods_per_row = next(n for n in range(1, n_periods + 1) if n_periods % n == 0 and (n * period >= ROW or n == n_periods))
+        self.periods_per_row = next(n for n in range(1, n_periods + 1) if n_periods % n == 0 and (n * period >= MIN_ROW or n == n_periods))
         self.strips_shape = (-1, self.groups, n_periods // self.periods_per_row, self.periods_per_row * period)
 
-    def prepare(self):
+    def prepare(self) -> list[tf.Tensor]:
         """gamma and beta as rows, float32 [groups, 1, row] each."""
         return [tf.tile(tf.reshape(weight, [self.groups, 1, -1]), [1, 1, self.periods_per_row]) for weight in (self.gamma, self.beta)]
 
-    def call(self, inputs):
-        normalized = _normalize(tf.reshape(inputs, self.strips_shape), *self.prepared(), self.epsilon, xla=self.xla)
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        gamma, beta = self.prepared()
+        normalized = _normalize(tf.reshape(inputs, self.strips_shape), gamma, beta, self.epsilon, xla=self.xla)
         return tf.reshape(normalized, [-1, *inputs.shape[1:]])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"groups": self.groups, "epsilon": self.epsilon}
 
 
 def _normalize(strips, gamma, beta, epsilon, *, xla):
-    """`gamma * (strips - mean) / sqrt(variance + epsilon) + beta`, with the statistics over each strip.
+    """`gamma * (strips - mean) / sqrt(variance + epsilon) + beta`, with the statistics over each strip, in the dtype of `strips`.
 
-    Memory bandwidth is what this costs, so the passes over `strips` are counted: the moments are the sums of values and of squares,
-    the gradient keeps nothing of the size of `strips` but `strips` and needs two sums a column, and elementwise work is fused. The variance
+    Memory bandwidth is what this costs, so it makes few passes over `strips`: the moments are the sums of values and of squares, the
+    gradient keeps nothing of the size of `strips` but `strips` and needs two sums a column, and elementwise work is fused. The variance
     from such sums has a relative error of about 1e-7 (mean / deviation)^2, which matters where strips lie a hundred deviations from zero.
 
     Args:
         strips: [B, groups, rows, row], of any float dtype; all arithmetic is float32.
         gamma, beta: float32 [groups, 1, row].
         xla: whether XLA compiles the function that this is part of.
-
-    Returns:
-        [B, groups, rows, row], in the dtype of `strips`.
     """
     fuse = not xla and not tf.config.get_visible_devices("GPU")  # where XLA may lack what it needs, and a kernel is soon launched
     affine, product, to_inputs = (fused if fuse else function for function, fused in _ELEMENTWISE)
@@ -86,7 +86,11 @@ def _normalize(strips, gamma, beta, epsilon, *, xla):
     def normalize(strips, gamma, beta):
         values = tf.cast(strips, tf.float32)
         mean = tf.reduce_mean(values, axis=[2, 3], keepdims=True)  # [B, groups, 1, 1]
-        variance = _mean_square(values, xla) - tf.square(mean)
+        if xla:
+            mean_square = tf.reduce_mean(tf.square(values), axis=[2, 3], keepdims=True)
+        else:  # in one pass, by an operation that XLA lacks and, as it fuses, does not need
+            mean_square = tf.square(tf.raw_ops.EuclideanNorm(input=values, axis=[2, 3], keep_dims=True)) / n
+        variance = mean_square - tf.square(mean)
         rsqrt = tf.math.rsqrt(tf.maximum(variance, 0.0) + epsilon)
         scale = gamma * rsqrt
 
@@ -103,14 +107,6 @@ def _normalize(strips, gamma, beta, epsilon, *, xla):
         return affine(strips, scale, beta - mean * scale), gradient
 
     return normalize(strips, gamma, beta)
-
-
-def _mean_square(values, xla):
-    """The mean of squares of each strip, [B, groups, 1, 1]: in one pass, by an operation that XLA lacks and, as it fuses, does not need."""
-    if xla:
-        return tf.reduce_mean(tf.square(values), axis=[2, 3], keepdims=True)
-    norm = tf.raw_ops.EuclideanNorm(input=values, axis=[2, 3], keep_dims=True)
-    return tf.square(norm) / (values.shape[2] * values.shape[3])
 
 
 def _affine(strips, scale, offset):

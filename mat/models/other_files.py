@@ -1,4 +1,4 @@
-"""Files that are given in place of weights: what they are, and where weights come from then."""
+"""Files that are mistaken for weights: what they are, and what to give in their place."""
 
 import os
 import re
@@ -6,65 +6,51 @@ import re
 from mat.cli.errors import UserError
 from mat.cli.file_kinds import HEAD, LFS, UNKNOWN, kind_of_file
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
-ZIP = rb"PK\x03\x04.{26}"  # then the name of the first file in it
-
-WHOLE_MODEL = "a whole Keras model", 'Save its weights alone with model.save_weights("NAME.weights.h5"), and give that file'
-SAVED_MODEL = "a SavedModel, a whole TensorFlow model", 'Call save_weights("NAME.weights.h5") of the Keras model, and give that file'
-CHECKPOINT = "a TensorFlow checkpoint", "Give the .h5 file that training wrote beside its checkpoints, or save the model's weights as one"
-PYTORCH = "a PyTorch file or another pickle", "Set its arrays in a model of mat.models, and save them with mat.models.save_weights"
-MODELS = [  # how files of models and arrays begin, what they are and what to do
-    (ZIP + rb"(metadata\.json|config\.json|model\.weights\.h5)", *WHOLE_MODEL),
-    (ZIP + rb"[^/]+/(data\.pkl|version|byteorder|\.)", *PYTORCH),
-    (rb"\x80[\x02-\x05]", *PYTORCH),
-    (ZIP + rb"[^/]*\.npy|\x93NUMPY", "a file of NumPy arrays", "Give an .h5 file; a bank of patches is given with --bank"),
-    (rb"model_checkpoint_path:", *CHECKPOINT),
+_ZIP = rb"PK\x03\x04.{26}"  # then the name of the first file in it
+WHOLE_MODEL = 'a whole Keras model. Save its weights alone with model.save_weights("NAME.weights.h5"), and give that file'
+_SAVED_MODEL = 'a SavedModel, a whole TensorFlow model. Call save_weights("NAME.weights.h5") of the Keras model, and give that file'
+_CHECKPOINT = "a TensorFlow checkpoint. Give the .h5 file that training wrote beside its checkpoints, or save the model's weights as one"
+_PICKLE = "a PyTorch file or another pickle. Set its arrays in a model of mat.models, and save them with mat.models.save_weights"
+_STARTS = [  # how files of models and arrays begin
+    (_ZIP + rb"(metadata\.json|config\.json|model\.weights\.h5)", WHOLE_MODEL),
+    (_ZIP + rb"[^/]+/(data\.pkl|version|byteorder|\.)|\x80[\x02-\x05]", _PICKLE),
+    (_ZIP + rb"[^/]*\.npy|\x93NUMPY", "a file of NumPy arrays. Give an .h5 file; a bank of patches is given with --bank"),
+    (rb"model_checkpoint_path:", _CHECKPOINT),
 ]
 
 
-def refuse_other_files(path):
-    """Refuse what is not there, and what is known to be something else than weights.
-
-    Args:
-        path: what was given for a weights file.
+def refuse_other_files(path: str | os.PathLike[str]) -> None:
+    """Refuse a path where no file is, and files that are known to be something else than weights.
 
     Raises:
-        UserError: it is not there, cannot be read, or is something else; the message says what it is and what to do.
+        UserError: the message says what is there, and what to give instead.
     """
-    if not os.path.isfile(path):  # False for names that no file can have
-        if os.path.isfile(f"{path}.index"):
-            raise _other(path, *CHECKPOINT)
-        if os.path.isdir(path):
-            if os.path.exists(os.path.join(path, "saved_model.pb")):
-                raise _other(path, *SAVED_MODEL)
-            raise UserError(f"{path}: no such weights file, but a directory. Give the path of an .h5 file")
-        raise UserError(f"{path}: no such weights file. Give the path of an .h5 file")
     try:
-        with open(path, "rb") as file:
-            start = file.read(HEAD)
+        other = _other_kind(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Give a weights file that can") from None
-    if start.startswith(HDF5):
-        return
-    for pattern, what, remedy in MODELS:
+    if other:
+        raise UserError(f"{path}: not a weights file, but {other}")
+    if not os.path.isfile(path):
+        directory = ", but a directory" if os.path.isdir(path) else ""
+        raise UserError(f"{path}: no such weights file{directory}. Give the path of an .h5 file")
+
+
+def _other_kind(path):
+    """What a path has that is known not to be weights, with the remedy; None for anything else."""
+    if not os.path.isfile(path):  # False for names that no file can have
+        saved_model = os.path.isfile(os.path.join(path, "saved_model.pb"))
+        return _CHECKPOINT if os.path.isfile(f"{path}.index") else _SAVED_MODEL if saved_model else None
+    with open(path, "rb") as file:
+        start = file.read(HEAD)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return None
+    for pattern, kind in _STARTS:
         if re.match(pattern, start, re.DOTALL):
-            raise _other(path, what, remedy)
+            return kind
     if re.search(r"\.(index|data-\d{5}-of-\d{5})$", str(path)):
-        raise _other(path, *CHECKPOINT)
-    if (kind := kind_of_file(start)) != UNKNOWN:
-        remedy = "Fetch the file itself with git lfs pull" if kind == LFS else "Fetch the file itself, or copy it again"
-        raise _other(path, kind, "Unpack it first" if kind.endswith("archive") else remedy)
-
-
-def refuse_whole_model(path, file):
-    """Refuse an open HDF5 file if it holds a whole Keras model.
-
-    Raises:
-        UserError: it does.
-    """
-    if "model_config" in file.attrs:
-        raise _other(path, *WHOLE_MODEL)
-
-
-def _other(path, what, remedy):
-    return UserError(f"{path}: not a weights file, but {what}. {remedy}")
+        return _CHECKPOINT
+    if (kind := kind_of_file(start)) == UNKNOWN:
+        return None
+    remedy = "Unpack it first" if kind.endswith("archive") else "Fetch the file itself, or copy it again"
+    return f"{kind}. {'Fetch the file itself with git lfs pull' if kind == LFS else remedy}"

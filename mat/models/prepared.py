@@ -1,7 +1,9 @@
-"""Layers that make something of their weights before they use them, once for many calls."""
+"""Layers that derive tensors from their weights, once for many calls."""
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,32 +13,31 @@ if keras.config.backend() != "tensorflow":
 
 
 class PreparedLayer(keras.layers.Layer):
-    """A layer whose `call` takes `self.prepared()`, what `prepare()` makes of its weights, in place of the weights themselves."""
+    """A layer whose `call` uses `self.prepared()`, what `prepare()` derives from its weights, in place of the weights themselves."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._prepared = None
-        self.xla = True  # all operations must be such as XLA can compile
+        self.xla = True  # only operations that XLA can compile may be used
 
-    def prepare(self):
-        """What `call` needs of the weights, as tensors."""
+    def prepare(self) -> Any:
+        """The tensors that `call` needs of the weights."""
         raise NotImplementedError
 
-    def prepared(self):
-        """As `prepare`, or as it was on entry to `prepared_once`."""
+    def prepared(self) -> Any:
+        """What `prepare` returns; within `prepared_once`, what it returned on entry."""
         return self.prepare() if self._prepared is None else self._prepared
 
 
 @contextlib.contextmanager
-def prepared_once(model, *, xla):
-    """Within, the prepared layers of a model prepare their weights once, on entry, instead of in every call.
+def prepared_once(model: Callable, *, xla: bool) -> Iterator[None]:
+    """Prepare the weights of a model's layers once, on entry, for all its calls in the block.
 
-    For compiled functions that call a model many times with the same weights. Gradients flow to the weights where a tape was recording on
-    entry.
+    Gradients flow to the weights where a tape was recording on entry.
 
     Args:
         model: a `keras.Model`, or any function, which has no such layers.
-        xla: whether the function is compiled with XLA; if not, layers may use operations that XLA does not know.
+        xla: whether the block is compiled with XLA; if not, layers may use operations that XLA does not know.
     """
     layers = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, PreparedLayer)]
     try:
@@ -48,14 +49,8 @@ def prepared_once(model, *, xla):
             layer._prepared, layer.xla = None, True
 
 
-def compile_with(model, function, *, jit_compile):
-    """`function`, which calls a model many times with the same weights, as a `tf.function`, within `prepared_once`.
-
-    Args:
-        model: as of `prepared_once`.
-        function: of tensors.
-        jit_compile: compile with XLA, as a whole.
-    """
+def compile_with(model: Callable, function: Callable, *, jit_compile: bool) -> Callable:
+    """A `tf.function` of `function`, which calls `model` many times with the same weights; `jit_compile` compiles it with XLA."""
 
     @functools.wraps(function)  # TensorFlow tells functions apart, in its warnings and profiles, by what is wrapped
     def prepared(*arguments):
