@@ -6,21 +6,19 @@ This module imports no TensorFlow, so that a faulty config is reported at once.
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field
 from typing_extensions import Self
 
-from mat.cli.config_model import Changeable, Name, Path, Section, Several, YesNo, differences, key, key_list, key_table
+from mat.cli.config_model import Changeable, Name, Path, Section, Several, YesNo, key
 from mat.cli.errors import UserError
 from mat.cli.files import replace_file
-from mat.cli.run_name import check_result_path, fill_in, literal_name
+from mat.cli.paths import check_result_path, fill_in, literal_name
 from mat.cli.text import format_value, single_line
 from mat.cli.yaml_reader import apply_override, read_mapping
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
-
-__all__ = ["EvaluationConfig", "OptimizerConfig", "PatchTrainingConfig", "differences", "key_list", "key_table"]
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
@@ -40,9 +38,8 @@ class OptimizerConfig(Section):
 
     def _check(self) -> None:
         if self.min_step_size > self.max_step_size:
-            raise UserError(
-                f"optimizer.min_step_size must not exceed optimizer.max_step_size. Received: {self.min_step_size} > {self.max_step_size}"
-            )
+            received = f"{self.min_step_size} > {self.max_step_size}"
+            raise UserError(f"optimizer.min_step_size must not exceed optimizer.max_step_size. Received: {received}")
 
 
 class EvaluationConfig(Section):
@@ -72,15 +69,11 @@ class EvaluationConfig(Section):
 
     def _check(self) -> None:
         if "white_box" not in self.attacks:
-            raise UserError(
-                "evaluation.attacks must have white_box, which everything else is held against. "
-                f"Received: {format_value(list(self.attacks))}"
-            )
+            received = format_value(list(self.attacks))
+            raise UserError(f"evaluation.attacks must have white_box, which everything else is held against. Received: {received}")
         if self.images_per_iteration > self.images_at_once:
-            raise UserError(
-                "evaluation.images_per_iteration must not exceed evaluation.images_at_once. "
-                f"Received: {self.images_per_iteration} > {self.images_at_once}"
-            )
+            received = f"{self.images_per_iteration} > {self.images_at_once}"
+            raise UserError(f"evaluation.images_per_iteration must not exceed evaluation.images_at_once. Received: {received}")
 
     def quick(self) -> Self:
         """The same protocol with the keys of `QUICK` replaced, where they make it cheaper."""
@@ -155,11 +148,6 @@ class PatchTrainingConfig(Section):
 
     def _check(self) -> None:
         check_result_path("base_result_dir", self.base_result_dir)
-        self._check_network()
-        self._check_patches()
-        self._check_training()
-
-    def _check_network(self) -> None:
         if (self.depth - 2) % 6:
             below = self.depth - (self.depth - 2) % 6
             raise UserError(f"depth must be 6 n + 2 (8, 14, 20, ...); the nearest are {below} and {below + 6}. Received: {self.depth}")
@@ -176,18 +164,14 @@ class PatchTrainingConfig(Section):
                 f"dataset: demo needs image_size: {DEMO_IMAGE_SIZE} and n_classes: {DEMO_N_CLASSES}. "
                 f"Received: image_size: {self.image_size}, n_classes: {self.n_classes}"
             )
-
-    def _check_patches(self) -> None:
         shape = list(self.patch_shape)
         if len(shape) != 3 or min(shape) < 1 or shape[2] != 3:
             raise UserError(f"patch_shape must be [height, width, 3] with whole numbers of at least 1. Received: {format_value(shape)}")
         if max(shape) > self.image_size:
             largest = [self.image_size, self.image_size, 3]
             raise UserError(f"patch_shape must fit into the image, so at most {largest}. Received: {format_value(shape)}")
-
-    def _check_training(self) -> None:
-        n_others = self.n_classes - 1
-        if self.label_smoothing / n_others > (1 - 1e-6) * (1 - self.label_smoothing):  # in float32 too: accuracy is read off the labels
+        others = self.label_smoothing / (self.n_classes - 1)
+        if others > (1 - 1e-6) * (1 - self.label_smoothing):  # in float32 too: accuracy is read off the labels
             raise UserError(
                 f"label_smoothing must be in [0, {1 - 1 / self.n_classes:g}) for {self.n_classes} classes: from there on the true class is "
                 f"no more probable than the others. Received: {self.label_smoothing}"
@@ -198,16 +182,14 @@ class PatchTrainingConfig(Section):
                 f"robust_evaluation: quick or full. Received: n_patches: {self.n_patches}, robust_evaluation: {self.robust_evaluation}"
             )
         if self.robust_evaluation == "full" and self.evaluation.starts == ("bank",) and (self.plain_baseline or not self.n_patches):
-            raise UserError(
-                "evaluation.starts: [bank] starts attacks from a bank, which training without patches has not. Add another start"
-            )
+            raise UserError("evaluation.starts: [bank] needs a bank, which training without patches has not. Add another start")
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Self:
         """Read a config file, the original's `mat.yaml` and saved `config.yaml` included, and fill in the placeholders of `unique_name`.
 
         Args:
-            path: the YAML file: a mapping of config keys.
+            path: the YAML file.
             overrides: strings `key=value` that replace what the file says; nested keys are written with a dot.
             resume: refuse a `unique_name` with {date} or {id}, which names another directory each time.
 
@@ -218,16 +200,11 @@ class PatchTrainingConfig(Section):
         for override in overrides:
             apply_override(values, override)
         try:
-            config = cls.from_values(values)
+            config = cls(**values)
             return config.replace(unique_name=fill_in(config.unique_name, config.to_values(), resume=resume))
         except UserError as error:
             source = f"{path} with --set {single_line(' '.join(overrides))}" if overrides else path
             raise UserError(f"{source}: {error}") from None
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> Self:
-        """The config of a mapping of plain values, such as `to_values` gives; keys that it leaves out have their defaults."""
-        return cls(**values)
 
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""

@@ -7,12 +7,11 @@ import sys
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from mat.cli.command import run_command
+from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console
-from mat.cli.environment import load_tensorflow
-from mat.cli.files import expand_path
+from mat.cli.paths import expand_path
 from mat.cli.signals import raised_signals
-from mat.config import EvaluationConfig, PatchTrainingConfig, key_list
+from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models.other_files import refuse_other_files
 from mat.robustness.store import report_path
 
@@ -34,7 +33,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mat-evaluate",
         description="Measure a model's accuracy on clean images and under universal patch attacks, and write a report.",
-        epilog=key_list(EvaluationConfig) + STATUS,
+        epilog=EvaluationConfig.key_list() + STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     meaning = "YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml"

@@ -10,14 +10,12 @@ from typing import Any
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from mat.cli.command import run_command
+from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_table
-from mat.cli.environment import load_tensorflow
 from mat.cli.errors import UserError
-from mat.cli.files import expand_path
-from mat.cli.run_name import literal_name
+from mat.cli.paths import expand_path, literal_name
 from mat.cli.signals import raised_signals
-from mat.config import PatchTrainingConfig, key_list
+from mat.config import PatchTrainingConfig
 
 EXIT_STATUSES = """
 exit status:
@@ -30,7 +28,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mat-train",
         description="Train an image classifier to be robust against universal patches, by meta adversarial training (arXiv:2101.11453).",
-        epilog=key_list(PatchTrainingConfig) + EXIT_STATUSES,
+        epilog=PatchTrainingConfig.key_list() + EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/demo.yaml; its keys: see below")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from mat.config import PatchTrainingConfig
 from mat.models import create_model
 from mat.models.resnet import forward_flops
-from mat.tools import file_timing, growth
+from mat.tools import file_timing
 from mat.tools.benchmark import main
 from mat.tools.step_timing import bare_convolutions, noise_bank, noise_batch, noise_step, passes
 from tests.conftest import SMALL
@@ -89,18 +89,3 @@ def test_faults_are_told_in_one_message(tmp_path, benchmark):
         assert len(errors.splitlines()) == 1
     with pytest.raises(SystemExit):
         benchmark("--repeats", "0")
-
-
-def test_growth_prints_a_row_a_value_with_its_exponent(monkeypatch, capsys):
-    def measure(_, key, value):
-        assert key == "width"
-        return {"step_seconds": 0.5 * value, "step_gflops": 4.0 * value, "plain_step_seconds": 0.1, "peak_memory_bytes": 2**30}
-
-    monkeypatch.setattr(growth, "measure", measure)
-    assert growth.main(["config.yaml", "--keys", "width"]) == 0
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert rows[:2] == [
-        ["`width`", "1", "0.500", "", "2", "", "0.100", "1.00"],
-        ["`width`", "2", "1.000", "1.00", "8", "2.00", "0.100", "1.00"],
-    ]
-    assert len(rows) == 3

@@ -9,10 +9,10 @@ import pytest
 
 from mat import evaluate, train
 from mat.cli.errors import UserError
-from mat.cli.files import expand_path
-from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig, key_table
+from mat.cli.paths import expand_path
+from mat.config import EvaluationConfig, OptimizerConfig, PatchTrainingConfig
 from mat.models import weights
-from mat.tools import benchmark, config_table, growth, interruptions
+from mat.tools import benchmark, config_table, interruptions
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -51,20 +51,12 @@ def read(tmp_path):
     return from_text
 
 
-def test_defaults_are_the_published_setting():
-    config = PatchTrainingConfig()
-    assert (config.patch_lr, config.initial_lr, config.n_epochs, config.batch_size, config.label_smoothing) == (0.25, 0.033, 75, 128, 0.0)
-    assert (config.n_patches, config.n_patch_trials, config.patch_shape, config.patch_initialization) == (1000, 5, (24, 24, 3), "data")
-    assert config.optimizer == OptimizerConfig(min_step_size=1e-4, max_step_size=0.1, n_iterations=5, targeted_attack=True)
-    assert (config.depth, config.width, config.n_stacks, config.normalization, config.weight_decay) == (14, 4, 4, "strip", 1e-4)
-
-
 def test_published_configs_and_the_document_give_every_key_with_its_default():
     in_files = ""
     for name in ("mat.yaml", "evaluation.yaml"):
         assert PatchTrainingConfig.from_yaml(CONFIGS / name) == PatchTrainingConfig()
         in_files += (CONFIGS / name).read_text()
-    assert [key for key, _, _ in key_table(PatchTrainingConfig) if f"{key.rpartition('.')[2]}:" not in in_files] == []
+    assert [key for key, _, _ in PatchTrainingConfig.key_table() if f"{key.rpartition('.')[2]}:" not in in_files] == []
     document = config_table.DOCUMENT.read_text("utf-8")
     assert document == config_table.with_table(document), "run python -m mat.tools.config_table"
     assert "| `n_epochs` | `75` | passes over the training images |" in document
@@ -75,13 +67,6 @@ def test_original_files_load(read, text):
     config = read(text)
     assert (config.patch_lr, config.batch_size, config.optimizer.n_iterations, config.data_dir) == (0.5, 64, 7, "DATA_DIR")
     assert config.optimizer.targeted_attack is True
-
-
-def test_written_config_reads_back(tmp_path, read):
-    config = read(ORIGINAL, "unique_name='{{literal}}_{seed}'", "jit_compile=true", "weight_decay=5e-7")
-    assert config.unique_name == "{literal}_0"
-    config.to_yaml(tmp_path / "written.yaml")
-    assert PatchTrainingConfig.from_yaml(tmp_path / "written.yaml") == config
 
 
 def test_unique_name_is_a_format_string(read):
@@ -100,36 +85,23 @@ def test_unique_name_is_a_format_string(read):
         ("seed: [1\n", "line 2"),
         (b"seed: \xff\xfe\n", "not a config: invalid start byte at byte 6. Save it as UTF-8"),
         ("seed: 1\nseed: 2\n", "'seed' is given twice"),
-        ("seed: !!python/object/apply:os.system ['true']\n", "!!python/object/apply:os.system"),
-        ("!!python/object:os.Path\nseed: 1\n", "!!python/object:os.Path"),
-        ("seed: &a [*a]\n", "column 7: found unconstructable recursive node"),
-        ("seed: " + "[" * 3000, "not a valid config"),
-        ("seed: 1\n---\nseed: 2\n", "but found another document"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
         (b"seed: \x00", "a zero, as of UTF-16 without a byte-order mark, at byte 6. Save it as UTF-8"),
-        (b"seed: \x1b", "unacceptable character #x001b"),
         ("optimizer: !!python/object:config.OptimizerConfig\n", "a section must be a mapping"),
-        ("seed: !!int ''\n", "not a valid config: invalid literal"),
         ("n_epoch: 3\n", "Did you mean n_epochs?"),
         ("xyzzy: 3\n", "The keys are: base_result_dir"),
-        ("7: 3\n", "unknown key 7"),
         ("optimizer.n_iterations: 0", "n_iterations belongs in the section optimizer: write it indented, below a line optimizer:"),
-        ("evaluation.restarts: 2", "restarts belongs in the section evaluation"),
-        ("optimizer.seed: 2", "seed belongs outside of sections"),
         ("xyzzy.seeed: 2", "seed belongs outside of sections"),
         ("xy.zzy: 2", "The keys are: optimizer.min_step_size"),
         ("optimizer.xyzzy: 2", "The keys are: optimizer.min_step_size"),
         ("optimizer[n_iterations]: 3", "n_iterations belongs in the section optimizer"),
         ("optimizer_n_iterations: 3", "n_iterations belongs in the section optimizer"),
-        ("n_iterations: 3", "n_iterations belongs in the section optimizer"),
         ("optimizer: {batch_size: 3}", "batch_size belongs outside of sections"),
-        ("evaluation: {optimizer: {n_iterations: 3}}", "optimizer belongs outside of sections"),
         ("evaluation: {n_iterations: 3}", "Did you mean evaluation.iterations?"),
         ("optimiser: {n_iterations: 3}", "Did you mean optimizer?"),
-        ("Seed: 3", "Did you mean seed?"),
         ("yes: 3", "unknown key yes. The keys are: base_result_dir"),
         ("optimizer: 3\n", "optimizer must be a section"),
         ("patch_lr: fast\n", "patch_lr must be a number in [0, 1]. Received: 'fast'"),
-        ("patch_lr: 1.5\n", "patch_lr must be a number in [0, 1]. Received: 1.5"),
         ("patch_lr: .nan\n", "patch_lr must be a finite number in [0, 1]. Received: nan"),
         ("initial_lr: -0.033\n", "initial_lr must be a number above 0. Received: -0.033"),
         ("n_epochs: 0\n", "n_epochs must be a whole number of at least 1. Received: 0"),
@@ -140,7 +112,6 @@ def test_unique_name_is_a_format_string(read):
         ("image_size: 32\n", "Set n_stacks: 3"),
         ("normalization: groups\n", "normalization must be one of 'strip', 'group'"),
         ("jit_compile: maybe\n", "jit_compile must be one of 'auto', true, false. Received: 'maybe'"),
-        ("jit_compile: 1\n", "jit_compile must be one of"),
         ("label_smoothing: 0.999\n", "label_smoothing must be in [0, 0.995) for 200 classes"),
         ("dataset: demo\n", "image_size: 32 and n_classes: 10"),
         ("optimizer: {min_step_size: 0.2}\n", "min_step_size must not exceed"),
@@ -152,14 +123,22 @@ def test_unique_name_is_a_format_string(read):
         ("evaluation: {max_images: 0}\n", "evaluation.max_images must be a whole number of at least 1, or null. Received: 0"),
         ("evaluation: {images_at_once: 8}\n", "evaluation.images_per_iteration must not exceed"),
         ("plain_baseline: true\nn_patches: 0\n", "needs n_patches above 0"),
-        ("plain_baseline: true\nrobust_evaluation: none\n", "robust_evaluation: quick or full"),
+        ("robust_evaluation: full\nn_patches: 0\nevaluation: {starts: [bank]}\n", "evaluation.starts: [bank] needs a bank"),
         ("unique_name: '{epochs}'\n", "unique_name may use {date}"),
-        ("unique_name: '{'\n", "unique_name may use {date}"),
         ("unique_name: ../elsewhere\n", "below base_result_dir"),
         ("unique_name: '{seed:300}'\n", "at most 255 bytes"),
         ("unique_name: 'run[1]'\n", "unique_name must be a path without brackets and backslashes"),
         (f"base_result_dir: {'x' * 300}\n", "base_result_dir must be a path without brackets and backslashes, each part of at most 255"),
-        ("base_result_dir: 'my\\results'\n", "base_result_dir must be a path without brackets"),
+        ("n_epochs: 010", "Received: '010'. Numbers are decimal, without leading zeros: write 10"),
+        ("evaluation: {step_sizes: [0.1, 01]}", "evaluation.step_sizes[1] must be a number in (0, 1]. Received: '01'. Numbers are"),
+        ("checkpoint_every_minutes: 10:30", "must be a number above 0. Received: '10:30'"),
+        ("n_epochs: 1e3", "n_epochs must be a whole number of at least 1. Received: 1000.0"),
+        ("unique_name: 2024", 'without quotes is a number. Put it in quotes: unique_name: "2024" (--set \'unique_name="2024"\')'),
+        ("unique_name: 1e3", 'which without quotes is a number. Put it in quotes: unique_name: "..."'),
+        ("base_result_dir: ~", "Received: null, which without quotes is no value. Put it in quotes"),
+        ("deterministic: maybe", "deterministic must be true or false. Received: 'maybe'"),
+        ("base_result_dir: ' '", "base_result_dir must be a string that is not empty"),
+        ("initial_weights: None", "initial_weights must be a path. Write null for none. Received: 'None'"),
     ],
 )
 def test_faulty_configs_are_refused_in_words(read, tmp_path, text, words):
@@ -172,57 +151,20 @@ def test_faulty_configs_are_refused_in_words(read, tmp_path, text, words):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("n_epochs: 010", "Received: '010'. Numbers are decimal, without leading zeros: write 10"),
-        ("seed: -07", "write -7"),
-        ("patch_shape: [010, 24, 3]", "patch_shape[0] must be a whole number. Received: '010'"),
-        ("evaluation: {step_sizes: [0.1, 01]}", "evaluation.step_sizes[1] must be a number in (0, 1]. Received: '01'. Numbers are"),
-        ("checkpoint_every_minutes: 10:30", "must be a number above 0. Received: '10:30'"),
-        ("seed: 2024-01-01", "seed must be a whole number in [0, 4294967295]. Received: '2024-01-01'"),
-        ("n_epochs: 1e3", "n_epochs must be a whole number of at least 1. Received: 1000.0"),
-        ("unique_name: 2024", 'without quotes is a number. Put it in quotes: unique_name: "2024" (--set \'unique_name="2024"\')'),
-        ("unique_name: 1e3", 'which without quotes is a number. Put it in quotes: unique_name: "..."'),
-        ("data_dir: true", "Received: true, which without quotes is true or false. Put it in quotes"),
-        ("base_result_dir: ~", "Received: null, which without quotes is no value. Put it in quotes"),
-        ("deterministic: maybe", "deterministic must be true or false. Received: 'maybe'"),
-        ("base_result_dir: ' '", "base_result_dir must be a string that is not empty"),
-        ("initial_weights: ''", "initial_weights must be a string that is not empty, or null"),
-        ("initial_weights: None", "initial_weights must be a path. Write null for none. Received: 'None'"),
-    ],
-)
-def test_values_that_yaml_takes_for_something_else_are_refused(read, line, words):
-    with pytest.raises(UserError) as refusal:
-        read(f"{line}\n")
-    assert words in str(refusal.value)
-    key, _, value = line.partition(": ")
-    if value[0] != "{":
-        with pytest.raises(UserError) as refusal:
-            read("seed: 1\n", f"{key}={value}")
-        assert words in str(refusal.value)
-
-
-@pytest.mark.parametrize(
     ("line", "value"),
     [
         ("seed: 0x10", 16),
         ("seed: &number 3\nn_epochs: *number", 3),
         ("initial_lr: 1", 1.0),
-        ("weight_decay: 1e-4", 1e-4),
-        ("patch_lr: 00.5", 0.5),
+        ("weight_decay: 5e-7", 5e-7),
         ("plain_baseline: no", False),
-        ("deterministic: OFF", False),
         ("jit_compile: Yes", True),
-        ("plain_baseline: 'yes'", True),
         ("unique_name: 010", "010"),
-        ("unique_name: no", "no"),
         ("unique_name: 10:30", "10:30"),
-        ("unique_name: 2024-01-01", "2024-01-01"),
         ("data_dir: 1_000", "1_000"),
         ("unique_name: 'null'", "null"),
         ("unique_name: !!str 2024", "2024"),
         ("initial_weights: ~", None),
-        ("patch_shape: [0x10, 8, 3]", (16, 8, 3)),
     ],
 )
 def test_values_that_are_clear_are_accepted(tmp_path, read, line, value):
@@ -238,15 +180,11 @@ def test_values_that_are_clear_are_accepted(tmp_path, read, line, value):
     ("override", "value"),
     [
         ("base_result_dir=run #1", "run #1"),
-        ("base_result_dir= #1", "#1"),
         ("base_result_dir=a: b", "a: b"),
-        *((f"base_result_dir={mark}x", f"{mark}x") for mark in ("!", "&", "*", "%", "@", "- ", "? ", "|", ">", "`", ",")),
-        *((f"base_result_dir={text}", text) for text in ("-", "=", "<<", "---", "...", "08", "true north", "1.2.3")),
-        ("base_result_dir='run #1'", "run #1"),
+        *((f"base_result_dir={text}", text) for text in ("!x", "*x", "- x", "|x", ",x", "-", "=", "---", "08", "true north", "1.2.3")),
         ('base_result_dir = "2024" ', "2024"),
         ("initial_weights=null", None),
         ("seed= 0x10 ", 16),
-        ("patch_lr=1e-1", 0.1),
         ("deterministic=no", False),
         ("patch_shape=[8, 8, 3]", (8, 8, 3)),
         ("optimizer={n_iterations: 3}", OptimizerConfig(n_iterations=3)),
@@ -261,15 +199,11 @@ def test_overrides_are_what_the_command_line_says(read, override, value):
     ("override", "words"),
     [
         ("seed", "--set takes key=value, such as --set optimizer.n_iterations=3. Received: 'seed'"),
-        ("=3", "--set takes key=value"),
         ("seed.x=1", "seed is not a section of the config"),
         ("unique_name=", "unique_name must be a string that is not empty"),
-        ("initial_weights=", "initial_weights must be a string that is not empty, or null"),
-        ("n_epochs=", "n_epochs must be a whole number of at least 1. Received: ''"),
         ("seed=!!int 3", "Received: '!!int 3'"),
         ("optimizer=n_iterations: 3", "optimizer must be a section of keys. Received: 'n_iterations: 3'"),
         ("patch_shape=[8, 8", "the value is not valid YAML"),
-        ("n_iterations=3", "n_iterations belongs in the section optimizer"),
         ("optimizer[n_iterations]=3", "--set optimizer.n_iterations="),
         ("optimizer.batch_size=3", "batch_size belongs outside of sections: write it unindented (on the command line --set batch_size="),
     ],
@@ -305,14 +239,12 @@ def environment(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("~", "/home/me"),
         ("~/a", "/home/me/a"),
         ("$HOME/a", "/home/me/a"),
         ("${HOME}s/$JOB", "/home/mes/7/{a}"),
         ("$TILDE", "/home/me/x"),
         ("a/~", "a/~"),
         ("a$5$/$", "a$5$/$"),
-        ("{seed}", "{seed}"),
     ],
 )
 def test_paths_are_expanded_once_and_for_all(environment, tmp_path, text, path):
@@ -326,10 +258,9 @@ def test_paths_are_expanded_once_and_for_all(environment, tmp_path, text, path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("$GONE/a", "the variable GONE is not set. Set it, or write out what is meant"),
-        ("a/${GONE}", "the variable GONE is not set"),
-        ("${HOME:-a}", "the variable HOME:-a is not set"),
-        ("$NESTED", "$JOB is left when its variables are replaced"),
+        ("$GONE/a", "the variable $GONE is not set, or in another's value. Set it, or write out what is meant"),
+        ("${HOME:-a}", "the variable ${HOME:-a} is not set"),
+        ("$NESTED", "the variable $JOB is not set, or in another's value"),
         ("$EMPTY", "the path '$EMPTY' is empty"),
         ("~no_such_user/a", "no home directory ~no_such_user is known"),
     ],
@@ -355,12 +286,9 @@ def test_unique_name_may_use_variables(environment, tmp_path, read, text, name):
     assert config.unique_name == name
     config.to_yaml(tmp_path / "written.yaml")
     assert PatchTrainingConfig.from_yaml(tmp_path / "written.yaml", resume=True) == config
-    for text, words in (
-        ("run_${GONE}", "unique_name: .*the variable GONE is not set"),
-        ("$EMPTY", "unique_name must .* below base_result_dir"),
-    ):
+    for refused, words in {"run_${GONE}": "unique_name: .*the variable .* is not set", "$EMPTY": "unique_name must .* below"}.items():
         with pytest.raises(UserError, match=words):
-            read(f"unique_name: {text}\n")
+            read(f"unique_name: {refused}\n")
 
 
 @pytest.mark.parametrize(
@@ -369,7 +297,6 @@ def test_unique_name_may_use_variables(environment, tmp_path, read, text, name):
         (train, ["~/a"]),
         (evaluate, ["~/a", "--weights=~/a", "--output=$HOME/a", "--bank=~/a", "--patches-from=${HOME}/a"]),
         (benchmark, ["~/a", "--profile=~/a"]),
-        (growth, ["~/a"]),
         (interruptions, ["--directory=~/a"]),
         (weights, ["--download=~/a"]),
     ],
@@ -385,15 +312,12 @@ TEXT = "# Größe\nseed: 3\noptimizer:\n  n_iterations: 2\nunique_name: 'größe
 @pytest.mark.parametrize(
     "content",
     [
-        TEXT.encode(),
-        TEXT.encode("utf-8-sig"),
-        TEXT.replace("\n", "\r\n").encode(),
-        TEXT.replace("\n", "\r").encode(),
+        TEXT.rstrip().encode(),
+        TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
         codecs.BOM_UTF16_LE + TEXT.replace("\n", "\r\n").encode("utf-16-le"),
         codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
-        TEXT.rstrip().encode(),
     ],
-    ids=["utf-8", "mark", "crlf", "cr", "utf-16-le", "utf-16-be", "no last newline"],
+    ids=["utf-8", "mark", "utf-16-le", "utf-16-be"],
 )
 def test_text_of_other_editors_is_read(read, content):
     config = read(content)
@@ -401,7 +325,7 @@ def test_text_of_other_editors_is_read(read, content):
 
 
 def test_resuming_wants_a_name_that_stays(tmp_path):
-    (tmp_path / "config.yaml").write_text("unique_name: run_{date}\nbase_result_dir: results\n")
+    (tmp_path / "config.yaml").write_text("unique_name: run_{date}\n")
     with pytest.raises(UserError, match=r"such as results/RUN/config\.yaml"):
         PatchTrainingConfig.from_yaml(tmp_path / "config.yaml", resume=True)
     (tmp_path / "config.yaml").write_text("unique_name: run_{seed}_{{date}}\n")
@@ -412,8 +336,8 @@ def test_configs_are_checked_and_immutable_however_they_are_made():
     assert PatchTrainingConfig(optimizer={"n_iterations": 2}) == PatchTrainingConfig(optimizer=OptimizerConfig(n_iterations=2))
     config = PatchTrainingConfig(patch_shape=[8, 8, 3], evaluation=EvaluationConfig(starts=["grey"]))
     assert (config.patch_shape, config.evaluation.starts, config.to_values()["patch_shape"]) == ((8, 8, 3), ("grey",), [8, 8, 3])
-    assert PatchTrainingConfig.from_values(config.to_values()) == config
-    for make in (PatchTrainingConfig, config.replace, lambda **keys: PatchTrainingConfig.from_values(keys)):
+    assert PatchTrainingConfig(**config.to_values()) == config
+    for make in (PatchTrainingConfig, config.replace):
         with pytest.raises(UserError, match="n_patches must be a whole number of at least 0. Received: -1"):
             make(n_patches=-1)
         with pytest.raises(UserError, match=r"unknown key optimizer.n_iteration. Did you mean optimizer.n_iterations\?"):

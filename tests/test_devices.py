@@ -41,7 +41,7 @@ def test_bfloat16_is_fast_where_the_cpu_has_instructions_for_it(tmp_path, monkey
     assert devices.tensorfloat32_is_fast() is False
 
 
-@pytest.mark.parametrize(("capability", "fast"), [((8, 0), True), ((9, 0), True), ((7, 5), False), (None, None)])
+@pytest.mark.parametrize(("capability", "fast"), [((8, 0), True), ((7, 5), False), (None, None)])
 def test_short_types_are_fast_on_gpus_from_ampere_on(gpus, capability, fast):
     gpus([{"compute_capability": (9, 0)}, {"compute_capability": capability} if capability else {}])
     assert devices.bfloat16_is_fast() is devices.tensorfloat32_is_fast() is fast
@@ -71,11 +71,9 @@ def test_precision_and_determinism_are_set(monkeypatch):
         ({}, ""),
         ({"NVIDIA_TF32_OVERRIDE": "0"}, ""),  # float32 stays float32
         ({"NVIDIA_TF32_OVERRIDE": "1"}, "NVIDIA_TF32_OVERRIDE=1"),
-        ({"ONEDNN_DEFAULT_FPMATH_MODE": "bf16"}, "ONEDNN_DEFAULT_FPMATH_MODE=bf16"),
         ({"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "DNNL_DEFAULT_FPMATH_MODE": ""}, ""),
         ({"TF_SET_ONEDNN_FPMATH_MODE": "BF16", "XLA_FLAGS": "--xla_dump_to=x"}, "TF_SET_ONEDNN_FPMATH_MODE=BF16"),
         ({"XLA_FLAGS": "--a=1 --xla_cpu_enable_fast_math=true"}, "XLA_FLAGS=--xla_cpu_enable_fast_math=true"),
-        ({"XLA_FLAGS": "--xla_cpu_enable_fast_math --a"}, "XLA_FLAGS=--xla_cpu_enable_fast_math"),
         ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false --xla_cpu_enable_fast_math=0"}, ""),
     ],
 )
@@ -93,8 +91,7 @@ def tf_error(name, text):
     return getattr(tf.errors, f"{name}Error")(None, None, text)
 
 
-ALLOCATING = "Graph execution error:\n\n{{function_node __wrapped__Conv2D}} OOM when allocating tensor with shape[9,9]\nHint: x"
-EXHAUSTED = tf_error("ResourceExhausted", ALLOCATING)
+EXHAUSTED = tf_error("ResourceExhausted", "Graph error:\n\n{{function_node Conv2D}} OOM when allocating tensor with shape[9,9]\nHint: x")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +100,9 @@ EXHAUSTED = tf_error("ResourceExhausted", ALLOCATING)
         (EXHAUSTED, "out of memory (OOM when allocating tensor with shape[9,9]). batch_size: 8"),
         (tf_error("Internal", "CUDNN_STATUS_ALLOC_FAILED\nin x"), "(CUDNN_STATUS_ALLOC_FAILED)"),
         (tf_error("Aborted", "Graph\nOperation received an exception:Status: 1, message: no"), "exception:Status: 1, message: no"),
-        (tf_error("Unknown", "Failed to allocate 9 bytes"), "(Failed to allocate 9 bytes)"),
         (MemoryError("Unable to allocate 9 GiB"), "(Unable to allocate 9 GiB)"),
         (MemoryError(), "out of memory (Python can take no more). batch_size: 8"),
         (tf_error("ResourceExhausted", "/x/ckpt-1; No space left on device"), None),
-        (tf_error("ResourceExhausted", "/x/train.tfrecord; Too many open files"), None),
-        (tf_error("NotFound", "/data/classroom/train.tfrecord; No such file or directory"), None),
         (tf_error("DataLoss", "/data/MUSHROOMS/train.tfrecord; corrupt"), None),
         (OSError("out of memory"), None),
     ],
@@ -119,11 +113,10 @@ def test_only_memory_is_told_as_memory(error, words):
     assert words is None or words in str(raised.value)
 
 
-def exhausted(*_, **__):
-    raise EXHAUSTED
-
-
 def test_training_and_evaluation_name_the_keys_that_take_memory(tiny_config, monkeypatch):
+    def exhausted(*_, **__):
+        raise EXHAUSTED
+
     trainer = trainer_of(tiny_config(n_epochs=1))
     run, weights = trainer.run, trainer.run.results.path / "weights.h5"
     run.step.train_on_batch = exhausted

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
-from mat.config import PatchTrainingConfig, differences
+from mat.config import PatchTrainingConfig
 from mat.results.events import written_tags
 from mat.results.run_directory import ResultDirectory
 from mat.tools.interruptions import compare
@@ -117,7 +117,7 @@ def test_keys_that_no_result_depends_on_may_change():
         *("checkpoints_to_keep", "robust_evaluation", "plain_baseline"),
     }
     other = config.replace(evaluation=config.evaluation.replace(images_at_once=64, iterations=7), n_epochs=9, data_dir="moved")
-    assert differences(config, other) == [("n_epochs", 75, 9), ("evaluation.iterations", 1000, 7)]
+    assert config.differences(other) == [("n_epochs", 75, 9), ("evaluation.iterations", 1000, 7)]
 
 
 def test_results_without_their_checkpoints_are_not_overwritten_but_for_a_first_epoch_that_broke_off(plain_config, capsys):

@@ -44,7 +44,6 @@ os.write(2, b"after\\n")
     ("end", "status", "shown"),
     [
         ("os.abort()", -signal.SIGABRT, 100_000),
-        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, 100_000),
         ("raise ImportError('no library')", 1, 100_000),
         ("pass", 0, 0),
     ],
@@ -70,9 +69,8 @@ PLAIN = f"bold :smile:\n      [name]\n  1   {'x ' * 299}x\n  22  y\nfacts\n  nam
 
 
 def test_a_pipe_gets_plain_text_whatever_the_environment_says():
-    odd = {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "LINES": "\u00b2"}
-    for columns in ("0", "\u00b2"):
-        assert run(STYLED, env=os.environ | odd | {"COLUMNS": columns}) == (0, PLAIN, "")
+    odd = {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": "0", "LINES": "\u00b2"}
+    assert run(STYLED, env=os.environ | odd) == (0, PLAIN, "")
 
 
 @pytest.mark.parametrize(

@@ -111,12 +111,8 @@ def test_faulty_input_ends_with_status_2_one_message_and_nothing_written(run, ti
     ("text", "words"),
     [
         (None, "no such config file"),
-        ("seed: [1\n", "line 2"),
-        ("- seed\n", "a mapping of keys"),
         ("n_epoch: 3\n", "Did you mean n_epochs?"),
-        ("seed: !!python/object/apply:os.system ['touch pwned']\n", "is not allowed"),
-        ("patch_lr: fast\n", "patch_lr must be a number"),
-        ("depth: 13\n", "the nearest are 8 and 14"),
+        ("seed: !!python/object/apply:os.system ['touch pwned']\n", "could not determine a constructor"),
         ("patch_shape: [65, 65, 3]\n", "at most [64, 64, 3]"),
     ],
 )

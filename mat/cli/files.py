@@ -1,47 +1,21 @@
-"""Paths as users write them, atomic file writes, and lock files."""
+"""Atomic file writes, directories to write into, and lock files."""
 
 import contextlib
 import fcntl
 import io
 import os
 import pathlib
-import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mat.cli.errors import UserError
-from mat.cli.text import single_line
 
 _FOUND_IN_EMPTY = ("lost+found", "Thumbs.db", "desktop.ini")  # what systems put into directories, beside hidden files
 _LOGS = (".log", ".out", ".err", ".txt")
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
 
 Path = str | os.PathLike[str]
-
-
-def expand_path(text: str) -> str:
-    """A path with `~` and the environment's variables replaced, else a `UserError`; an expanded path stays as it is."""
-    path = os.path.expanduser(expand_variables(text))
-    if path.startswith("~"):
-        home = single_line(path.partition(os.sep)[0])
-        raise UserError(f"{single_line(text)}: no home directory {home} is known. Write it out, or ./{home} for a name that begins with ~")
-    if not path:
-        raise UserError(f"the path {text!r} is empty. Write it out")
-    return path
-
-
-def expand_variables(text: str, change: Callable[[str], str] = str) -> str:
-    """Text with the environment's variables, `$NAME` or `${NAME}`, replaced by what `change` makes of their values, else a `UserError`."""
-    for match in _VARIABLE.finditer(text):
-        name = match[1] or match[2]
-        if not name.isascii() or name not in os.environ:
-            raise UserError(f"{single_line(text)}: the variable {single_line(name)} is not set. Set it, or write out what is meant")
-    expanded = _VARIABLE.sub(lambda match: change(os.environ[match[1] or match[2]]), text)
-    if left := _VARIABLE.search(expanded):
-        raise UserError(f"{single_line(text)}: {single_line(left[0])} is left when its variables are replaced. Write out what is meant")
-    return expanded
 
 
 def npz(**arrays: Any) -> bytes:

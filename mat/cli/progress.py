@@ -28,8 +28,8 @@ class ProgressLine:
 
     def __init__(self, total: float, prefix: str = "") -> None:
         before, after = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
-        options: dict[str, Any] = {"transient": True, "redirect_stdout": False}  # which would write past `console`
-        self._live = Progress(before, BarColumn(24), after, console=console, speed_estimate_period=math.inf, **options)
+        columns = (before, BarColumn(24), after)  # stdout is not redirected: that would write past `console`
+        self._live = Progress(*columns, console=console, speed_estimate_period=math.inf, transient=True, redirect_stdout=False)
         self._live.add_task(prefix, total=total, text="")
         self.task = self._live.tasks[0]
         self._last_line = time.monotonic()
@@ -76,12 +76,7 @@ class WorkProgress(ProgressLine):
 
 
 class TrainingProgress(ProgressLine):
-    """Progress of a training run: loss, accuracy, images/s and time left, and an estimate once the first steps have run.
-
-    Args:
-        n_epochs: epochs of the whole run, each of `steps_per_epoch` steps of `batch_size` images.
-        first_step: how many steps of the run were made before.
-    """
+    """Progress of a training run of which `first_step` steps were made before: loss, accuracy, images/s, and an estimate of the time."""
 
     def __init__(self, *, n_epochs: int, steps_per_epoch: int, batch_size: int, first_step: int = 0) -> None:
         super().__init__(n_epochs * steps_per_epoch)
@@ -103,28 +98,20 @@ class TrainingProgress(ProgressLine):
         seconds, steps = now - self._rate_from[0], done - self._rate_from[1]
         self.images_per_second = steps * self._batch_size / seconds
         epoch, step = divmod(done - 1, self._steps_per_epoch)
-        self.show(
-            done,
-            f"epoch {epoch + 1}/{self._n_epochs}  step {step + 1}/{self._steps_per_epoch}  loss {loss:.3f}  accuracy {accuracy:.3f}  "
-            f"{self.images_per_second:.0f} images/s",
-        )
+        place = f"epoch {epoch + 1}/{self._n_epochs}  step {step + 1}/{self._steps_per_epoch}"
+        self.show(done, f"{place}  loss {loss:.3f}  accuracy {accuracy:.3f}  {self.images_per_second:.0f} images/s")
         if done == self._tracing_step:
-            self._tracing_seconds = seconds
-            self._rate_from = (now, done)
+            self._tracing_seconds, self._rate_from = seconds, (now, done)
         elif done == self._estimate_at:
             pace, left = 1 / (self.task.speed or 1), self.task.time_remaining or 0
             end = datetime.datetime.now() + datetime.timedelta(seconds=left)
-            console.print(
-                f"First step {self._tracing_seconds:.1f} s with tracing, then {pace:.3f} s a step: "
-                f"about {duration(left)} to go, until {end:%H:%M}"
-            )
+            estimate = f"then {pace:.3f} s a step: about {duration(left)} to go, until {end:%H:%M}"
+            console.print(f"First step {self._tracing_seconds:.1f} s with tracing, {estimate}")
 
     def end_epoch(self, epoch: int, *, loss: float, accuracy: float, validation_accuracy: float) -> None:
         """Print the line of a finished epoch, counted from 0."""
         now = time.monotonic()
         seconds, self._epoch_started = now - self._epoch_started, now
         self._rate_from = (now, (epoch + 1) * self._steps_per_epoch)
-        console.print(
-            f"epoch {epoch + 1}/{self._n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (training)  "
-            f"validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}"
-        )
+        training = f"epoch {epoch + 1}/{self._n_epochs}  loss {loss:.3f}  accuracy {accuracy:.3f} (training)"
+        console.print(f"{training}  validation accuracy {validation_accuracy:.3f} (clean)  {duration(seconds)}")

@@ -7,11 +7,7 @@ _MAX_VALUE, _MAX_TEXT = 80, 200  # characters in a message
 
 
 def decode_text(content: bytes) -> str:
-    """The text of a file's bytes: UTF-8, or UTF-16 with a byte-order mark, as Windows programs save it; the mark is no part of the text.
-
-    Raises:
-        UnicodeDecodeError: it is neither, such as UTF-16 without the mark.
-    """
+    """The text of a file's bytes: UTF-8, or UTF-16 with a byte-order mark, as Windows programs save it, else a `UnicodeDecodeError`."""
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     text = content.decode(encoding)
     if (position := text.find("\0")) >= 0:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -21,10 +21,9 @@ _SCALARS = {  # what is no text without quotes; YAML 1.1 has also octal numbers 
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader without the tags of YAML 1.1."""
+    """A safe loader that resolves scalars as YAML 1.2 does."""
 
     yaml_implicit_resolvers: dict = {}
-    yaml_constructors: ClassVar[dict] = {}
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
@@ -39,27 +38,14 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
     return values
 
 
-def _refused(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    tag = node.tag.replace(_TAG, "!!")
-    raise ConstructorError(None, None, f"the tag {tag} is not allowed; only plain values are", node.start_mark)
-
-
 for _name, _pattern in _SCALARS.items():
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), None)
-for _name in ("null", "bool", "float", "str", "seq"):
-    _Loader.add_constructor(_TAG + _name, getattr(yaml.SafeLoader, f"construct_yaml_{_name}"))
-_Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value, 0))
 for _name in _MAPPINGS:
     _Loader.add_constructor(_TAG + _name, _mapping)
-_Loader.add_constructor(None, _refused)
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, Any]:
-    """The mapping that a YAML file holds, of text in UTF-8, or in UTF-16 with a byte-order mark.
-
-    Raises:
-        UserError: the file cannot be read, or is not the YAML of a mapping of plain values.
-    """
+    """The mapping that a YAML file in UTF-8, or in UTF-16 with a byte-order mark, holds, else a `UserError`."""
     try:
         with open(path, "rb") as file:
             values = _load(decode_text(file.read()))
@@ -76,26 +62,23 @@ def read_mapping(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _load(text: str, *, scalar: bool = False) -> Any:
-    """The value that YAML text holds, or that of a `scalar`, whatever characters it has; a ValueError in words if there is none."""
+    """The value that YAML text holds, or that of a `scalar`, whatever characters it has, else a ValueError in words."""
     try:
         if not scalar:
             return _Loader(text).get_single_data()
         loader = _Loader("")
         return loader.construct_document(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:  # of broken files
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # of values that do not fit their tags
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(place + single_line(str(problem))) from None
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put `key=value` (nested: `section.key=value`) into the mapping, which is changed in place.
+    """Put `key=value` (nested: `section.key=value`) into the mapping, which is changed in place, else a `UserError`.
 
     The value is text, a number, true, false or null as it stands, but YAML if it begins with a square bracket or a quote, or has a
     `key: value` in braces.
-
-    Raises:
-        UserError: the override has no key, its value is not valid YAML, or its section is none.
     """
     name, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not name:

@@ -12,13 +12,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from mat.cli.command import run_command
+from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console
 from mat.cli.download import download
-from mat.cli.environment import load_tensorflow
 from mat.cli.errors import UserError
 from mat.cli.file_kinds import JPEG, PNG, kind_of_file
-from mat.cli.files import expand_path
+from mat.cli.paths import expand_path
 from mat.cli.progress import track
 from mat.cli.text import single_line
 from mat.data.sources import Source, by_number, fold, open_source
@@ -202,7 +201,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("mat.data.convert", parse_arguments, _run, arguments, interrupted="interrupted; run the same command again")
+    return run_command("mat.data.convert", parse_arguments, _run, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

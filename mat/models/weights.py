@@ -25,7 +25,8 @@ from mat.cli.command import run_command
 from mat.cli.console import console
 from mat.cli.download import download
 from mat.cli.errors import UserError
-from mat.cli.files import expand_path, replace_file
+from mat.cli.files import replace_file
+from mat.cli.paths import expand_path
 from mat.cli.text import format_value, single_line
 from mat.models.other_files import WHOLE_MODEL, refuse_other_files
 
@@ -148,8 +149,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch the released weights; returns the exit status."""
-    again = "interrupted; run the same command again"
-    return run_command("mat.models.weights", parse_arguments, _download, arguments, interrupted=again)
+    return run_command("mat.models.weights", parse_arguments, _download, arguments)
 
 
 def _download(arguments):

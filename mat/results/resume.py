@@ -8,7 +8,7 @@ from mat.cli.console import console
 from mat.cli.devices import tensorfloat32_is_fast
 from mat.cli.errors import UserError
 from mat.cli.text import format_value
-from mat.config import PatchTrainingConfig, differences
+from mat.config import PatchTrainingConfig
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.results.run_directory import CONFIG_FILE, ResultDirectory
 
@@ -25,7 +25,7 @@ def read_record(directory: ResultDirectory, config: PatchTrainingConfig) -> dict
         raise directory.unusable(error) from None
     if record is not None:
         try:
-            saved = PatchTrainingConfig.from_values(record["config"])
+            saved = PatchTrainingConfig(**record["config"])
         except UserError as error:
             raise UserError(f"{directory.path}: its run is of another version of this program ({error})") from None
         _check_same_config(directory, saved, config)
@@ -43,7 +43,7 @@ def read_record(directory: ResultDirectory, config: PatchTrainingConfig) -> dict
 
 def _check_same_config(directory: ResultDirectory, saved: PatchTrainingConfig, config: PatchTrainingConfig) -> None:
     """Refuse to go on with another config than the one that is saved."""
-    if different := differences(saved, config):
+    if different := saved.differences(config):
         was = ", ".join(f"{key}: {format_value(value)}" for key, value, _ in different)
         given = ", ".join(f"{key}: {format_value(value)}" for key, _, value in different)
         raise UserError(f"{directory.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")

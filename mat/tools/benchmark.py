@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mat import __version__
-from mat.cli.command import run_command
+from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_facts, print_table
-from mat.cli.environment import load_tensorflow
 from mat.cli.errors import UserError
-from mat.cli.files import check_writable, expand_path
+from mat.cli.files import check_writable
+from mat.cli.paths import expand_path
 from mat.config import PatchTrainingConfig
 
 _PARTS = ("step", "pipeline", "bank", "checkpoint")

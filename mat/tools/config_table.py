@@ -2,7 +2,7 @@
 
 import pathlib
 
-from mat.config import PatchTrainingConfig, key_table
+from mat.config import PatchTrainingConfig
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
@@ -11,7 +11,7 @@ BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
 def with_table(document: str) -> str:
     """The document with the table of all keys between its two markers."""
     before, _, rest = document.partition(BEGIN)
-    rows = [f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in key_table(PatchTrainingConfig)]
+    rows = [f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in PatchTrainingConfig.key_table()]
     table = "\n".join([BEGIN, "| key | default | meaning |", "|---|---|---|", *rows, END])
     return before + table + rest.partition(END)[2]
 

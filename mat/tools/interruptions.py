@@ -20,9 +20,8 @@ from collections.abc import Sequence
 
 import yaml
 
-from mat.cli.command import run_command
-from mat.cli.environment import load_tensorflow
-from mat.cli.files import expand_path
+from mat.cli.command import load_tensorflow, run_command
+from mat.cli.paths import expand_path
 
 _TRAIN = pathlib.Path(__file__).parent.parent / "train.py"
 _SIZES = {"image_size": 32, "n_classes": 10}
