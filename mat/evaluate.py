@@ -21,6 +21,7 @@ exit status:
   130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 1 a bug"""
 
 PATHS = {  # options: metavariable, meaning
+    "--weights": ("FILE", "weights to evaluate: the original's HDF5 or Keras 3's .weights.h5"),
     "--output": ("DIR", "where the report goes (default: beside FILE, its name with _evaluation)"),
     "--bank": ("FILE", "patches.npz to start attacks from (default: the one beside the weights, if any)"),
     "--patches-from": ("RUN", "also try the patches that an evaluation fitted on another model"),
@@ -38,10 +39,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     meaning = "YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml"
     parser.add_argument("config", metavar="CONFIG", type=expand_path, help=meaning)
-    meaning = "weights to evaluate: the original's HDF5 or Keras 3's .weights.h5"
-    parser.add_argument("--weights", metavar="FILE", required=True, type=expand_path, help=meaning)
     for name, (metavar, meaning) in PATHS.items():
-        parser.add_argument(name, metavar=metavar, type=expand_path, help=meaning)
+        parser.add_argument(name, metavar=metavar, required=name == "--weights", type=expand_path, help=meaning)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")
     parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")
     for name, metavar in KEYS.items():

@@ -7,7 +7,7 @@ import pytest
 
 from mat.cli.errors import UserError
 from mat.robustness.inputs import find_patches, read_bank, read_patches
-from mat.robustness.store import ReportDirectory, report_path
+from mat.robustness.store import ReportDirectory, read_report, report_path
 
 PATCHES = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
 ARRAYS = {"patches": PATCHES, "targets": [0, 3], "names": ["one", "two"], "step_sizes": [0.1, 0.2]}
@@ -17,10 +17,8 @@ REPORT = json.dumps({"headline": {}, "subject": {"weights_git_blob": "w"}}).enco
 @pytest.mark.parametrize(
     "changes",
     [
-        {"targets": []},
         {"targets": [0, 1, 3]},
         {"targets": [0, 4]},
-        {"targets": [-1, 0]},
         {"patches": np.zeros((2, 4, 4))},
         {"patches": np.zeros((2, 4, 4, 1))},
         {"patches": np.zeros((0, 4, 4, 3)), "targets": []},
@@ -62,9 +60,9 @@ def test_damaged_reports_do_not_count(tmp_path, content):
     directory = ReportDirectory(tmp_path, {"seed": 0})
     directory.create()
     directory.write({"report.json": REPORT})
-    assert ReportDirectory(tmp_path, {"seed": 0}, resume=True).finished() == json.loads(REPORT)
+    assert read_report(tmp_path) == json.loads(REPORT)
     directory.write({"report.json": content})
-    assert ReportDirectory(tmp_path, {"seed": 0}, resume=True).finished() is None
+    assert read_report(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -83,7 +81,10 @@ def test_a_directory_holds_one_evaluation(tmp_path, saved, resume, words):
     (tmp_path / "report" / "protocol.json").write_text(saved)
     with pytest.raises(UserError, match=f"report: {words}"):
         ReportDirectory(tmp_path / "report", {"seed": 0}, resume=resume)
-    assert ReportDirectory(tmp_path / "report", {"seed": 0}, resume=resume, or_next=True).path == tmp_path / "report_2"
+    for _ in range(2):
+        another = ReportDirectory(tmp_path / "report", {"seed": 0}, resume=True, or_next=True)
+        assert another.path == tmp_path / ("report_2" if resume else "report")
+        another.create()
 
 
 def test_foreign_patches_come_from_one_finished_evaluation(tmp_path):

@@ -27,7 +27,7 @@ NOTHING_ELSE = {"gradient_free": [], "transfer": [], "iterations": [], "patch_si
 def scored(n_correct, **changes):
     """A patch under which so many of 100 images of class 0 are right."""
     spec = dataclasses.replace(PatchSpec("white_box", None, "random", 0.1, n_correct, 100, (4, 4, 3)), **changes)
-    return ScoredPatch(spec.name, np.zeros((4, 4, 3)), (np.arange(100) >= n_correct).astype(np.int64), np.ones(3), spec)
+    return ScoredPatch(spec.name, np.zeros((4, 4, 3)), np.ones(3), spec, predictions=np.int64(np.arange(100) >= n_correct))
 
 
 def scores(vanishing=0.0, positions=None, **changes):

@@ -71,7 +71,8 @@ def _fit_chunk(specs, plan, attacks, advance):
     rngs = [generator(plan.seed, f"evaluation/{spec.stream}") for spec in specs]
     patches = np.stack([_start(spec, rng, plan.bank, attacks) for spec, rng in zip(specs, rngs, strict=True)])
     targets = np.array([UNTARGETED if spec.target is None else spec.target for spec in specs], np.int64)
-    steps = np.array([spec.step_size or 0 for spec in specs], np.float32) * cosine_decay(n_iterations)[:, np.newaxis]
+    decay = (0.5 * (1 + np.cos(np.pi * np.arange(n_iterations) / n_iterations))).astype(np.float32)  # a cosine from 1 towards 0
+    steps = np.array([spec.step_size or 0 for spec in specs], np.float32) * decay[:, np.newaxis]
     steps = np.pad(steps, ((0, -n_iterations % per_call), (0, 0)))  # steps of 0 fill the last call
     progress = np.arange(len(steps)) / n_iterations
     name = specs[0].name if len(specs) == 1 else f"{len(specs)} {attack.replace('_', '-')} patches"
@@ -104,11 +105,6 @@ def _start(spec, rng, bank, attacks):
 def shrink(image: tf.Tensor, patch_shape: Shape) -> np.ndarray:
     """An image or patch resized to a patch, float32 [h, w, 3]."""
     return resize_to_patches(tf.convert_to_tensor(image)[tf.newaxis], patch_shape)[0].numpy()
-
-
-def cosine_decay(n_iterations: int) -> np.ndarray:
-    """Factors of the step size, from 1 towards 0 over the iterations; float32 [T]."""
-    return (0.5 * (1 + np.cos(np.pi * np.arange(n_iterations) / n_iterations))).astype(np.float32)
 
 
 def draw_squares(rng: np.random.Generator, progress: np.ndarray, patch_shape: Shape) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,9 @@ from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, REPORT_
 
 
 def find_patches(run: str | os.PathLike[str], *, but_not: str | os.PathLike[str]) -> pathlib.Path:
-    """The patches file of the one finished evaluation in `run` (`--patches-from`).
+    """The patches file of the one finished evaluation in `run`: its own directory, or a training run's (`--patches-from`).
 
-    Args:
-        run: directory of the evaluation, or the result directory of a training run with one in it.
-        but_not: directory of the evaluation that asks, which is none to take patches from.
+    The evaluation in `but_not`, which asks for patches, does not count.
     """
     run, own = pathlib.Path(run), pathlib.Path(but_not).resolve()
     try:
@@ -43,8 +41,6 @@ def read_patches(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
 
 def read_bank(path: str | os.PathLike[str], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The bank of `patches.npz`: patches float32 [P, h, w, 3] in [0, 1] and targets int64 [P] of 0 .. `n_classes` - 1."""
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such bank (--bank). Give the patches.npz of a training run")
     try:
         patches, targets = _read(path, "targets")
         if not np.isin(targets, range(n_classes)).all():

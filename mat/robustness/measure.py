@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import json
 import os
 import time
 from typing import Any
@@ -27,14 +28,13 @@ from mat.robustness.inputs import find_patches, read_bank, read_patches
 from mat.robustness.intervals import interval_text
 from mat.robustness.pictures import report_pictures
 from mat.robustness.plan import CURVE_PATCHES, EvaluationPlan, curve_specs, make_plan
-from mat.robustness.report import examples_csv, make_report, report_json, robust_words
+from mat.robustness.report import examples_csv, make_report, robust_words
 from mat.robustness.score import Scores, check_defined, control_patches, position_gradients, score_patches, vanishing_gradients
 from mat.robustness.store import FITTED_PATCHES_FILE, REPORT_FILE, ReportDirectory, read_report
 from mat.robustness.tables import report_markdown
 from mat.robustness.universal import Images, UniversalAttacks, load_images
 
 Path = str | os.PathLike[str]
-Splits = tuple[Records, Records]
 NETWORK_KEYS = ("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision")
 SUBJECT_KEYS = (*NETWORK_KEYS, "patch_shape", "seed", "deterministic", "jit_compile")  # of the config; the results depend on them
 
@@ -42,7 +42,7 @@ SUBJECT_KEYS = (*NETWORK_KEYS, "patch_shape", "seed", "deterministic", "jit_comp
 def measure_robustness(
     config: PatchTrainingConfig,
     model: keras.Model,
-    splits: Splits,
+    splits: tuple[Records, Records],
     directory: Path,
     *,
     weights: Path,
@@ -51,13 +51,11 @@ def measure_robustness(
     resume: bool = False,
     or_next: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a network and write the report, unless it is there already; returns the report.
+    """Evaluate a network by the protocol `config.evaluation` and write the report, unless it is there already; returns the report.
 
     Args:
-        config: its section `evaluation` is the protocol.
-        model: the network, with the weights that came from the file `weights`.
+        model: with the weights that came from the file `weights`.
         splits: training and validation records.
-        directory: where the report goes.
         bank: a `patches.npz` to start attacks from.
         patches_from: directory of an evaluation of another network, whose patches are tried on this one.
         resume: continue the evaluation in the directory. A finished report counts if protocol, data, weights, bank, foreign patches and
@@ -74,7 +72,7 @@ def measure_robustness(
     subject, protocol = _subject(config, splits, files), config.to_values()["evaluation"]
     fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
     results = ReportDirectory(directory, subject | fixed, resume=resume, or_next=or_next)
-    title, report = "This evaluation was finished before", results.finished()
+    title, report = "This evaluation was finished before", read_report(results.path)
     if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
     else:
@@ -96,7 +94,7 @@ def measure_robustness(
     return report
 
 
-def _subject(config: PatchTrainingConfig, splits: Splits, files: dict[str, Any]) -> dict[str, Any]:
+def _subject(config: PatchTrainingConfig, splits: tuple[Records, Records], files: dict[str, Any]) -> dict[str, Any]:
     """What is evaluated, by what: all that the results depend on but the protocol."""
     values, foreign = config.to_values(), files["patches_from"]
     blobs = {f"{name}_git_blob": git_blob(path) if path else None for name, path in files.items()}
@@ -113,11 +111,9 @@ def _run(plan, model, splits, results, *, jit_compile):
         f"evaluation.images_per_iteration: {plan.images_per_iteration}, and run the same command with --resume: what was fitted is kept"
     )
     with memory_limits(lambda: advice):
-        fit_examples, scored = (
-            load_images(records.take(chosen), n_classes=plan.n_classes, image_size=plan.image_size)
-            for records, chosen in zip(splits, (plan.fit_examples, plan.scored_examples), strict=True)
-        )
-        attacks = UniversalAttacks(model, fit_examples.images, fit_examples.labels, jit_compile=jit_compile)
+        fitted_on = load_images(splits[0].take(plan.fit_examples), n_classes=plan.n_classes, image_size=plan.image_size)
+        scored = load_images(splits[1].take(plan.scored_examples), n_classes=plan.n_classes, image_size=plan.image_size)
+        attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, jit_compile=jit_compile)
         # A few images now, before anything is written: weights that are NaN are NaN on every image.
         few = attacks.predict_clean(scored.images[: plan.images_at_once], images_at_once=plan.images_at_once)
         check_defined(few, "without a patch")
@@ -140,9 +136,7 @@ def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Image
     specs = curve_specs(plan, [plan.grid[i] for i in strongest])
     curves = score(fit_patches(specs, plan, attacks, callbacks))
     return Scores(
-        records=scored.records,
-        labels=scored.labels,
-        images=scored.images,
+        **scored._asdict(),
         offsets=plan.scored_offsets(plan.patch_shape),
         clean=clean,
         controls=controls,
@@ -169,7 +163,7 @@ def _report_files(scores, report, names):
         files |= report_pictures(scores, report, names)
     except ImportError:
         console.print("No pictures: they need matplotlib (pip install matplotlib)")
-    return files | {REPORT_FILE: report_json(report)}
+    return files | {REPORT_FILE: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()}
 
 
 def _print_plan(plan, flops, words, results):
@@ -180,13 +174,13 @@ def _print_plan(plan, flops, words, results):
     if plan.transferred:
         attacks.append(f"{len(plan.transferred)} transferred")
     height, width, _ = plan.patch_shape
-    facts = words | {
+    facts = {
         "images": f"{len(plan.scored_examples):,} to score on, {len(plan.fit_examples):,} training images to fit patches on",
         "attacks": f"{', '.join(attacks)}; {height}x{width} pixels, {plan.images_per_iteration} images each time",
         "cost": f"{plan.cost:,} forward passes of one image, {plan.cost * flops / 1e12:,.1f} TFLOP",
         "report": results.path,
     }
-    print_facts("Robustness against universal patches", facts)
+    print_facts("Robustness against universal patches", words | facts)
 
 
 def _print_summary(report, results, title):

@@ -124,15 +124,10 @@ def make_plan(
         curve_scales=protocol.patch_scales if protocol.curves else None,
         bank=bank,
         transferred=transferred,
-        fit_examples=_choose(len(splits[0].labels), protocol.n_fit_images, generator(seed, "evaluation/fit_images")),
-        scored_examples=_choose(len(splits[1].labels), protocol.max_images, generator(seed, "evaluation/images")),
+        fit_examples=np.sort(generator(seed, "evaluation/fit_images").permutation(len(splits[0].labels))[: protocol.n_fit_images]),
+        scored_examples=np.sort(generator(seed, "evaluation/images").permutation(len(splits[1].labels))[: protocol.max_images]),
         **copied,
     )
-
-
-def _choose(n_all: int, n_chosen: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Positions of `n_chosen` examples drawn at random, in order; all of them for None or where there are not more."""
-    return np.arange(n_all) if n_chosen is None or n_chosen >= n_all else np.sort(rng.permutation(n_all)[:n_chosen])
 
 
 def curve_specs(plan: EvaluationPlan, strongest: Sequence[PatchSpec]) -> list[PatchSpec]:

@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-import json
 import operator
 import platform
 from collections.abc import Callable, Sequence
@@ -28,7 +27,12 @@ def make_report(scores: Scores, *, protocol: EvaluationConfig, subject: dict, cl
     n_tried = sum(len(lists[name]) for name in _TRIED)
     correct = [scored.predictions == scores.labels for scored in itertools.chain(*lists.values())]
     correct += [scores.clean == scores.labels, np.all(correct[:n_tried], axis=0)]
-    estimates = iter(_estimates(np.sum(correct, axis=1), len(scores.labels)))
+    counts, n_images = np.sum(correct, axis=1), len(scores.labels)
+    ends = (values.tolist() for values in accuracy_interval(counts, n_images))
+    estimates = (
+        {"accuracy": n / n_images, "low": low, "high": high, "n_correct": n, "n_images": n_images}
+        for n, low, high in zip(counts.tolist(), *ends, strict=True)
+    )
     rows = {name: [_row(scored, scores, class_names) | next(estimates) for scored in patches] for name, patches in lists.items()}
     clean, every_image = estimates
     worst = min((row | {"attack": attack} for name, attack in _TRIED.items() for row in rows[name]), key=lambda row: row["accuracy"])
@@ -52,14 +56,6 @@ def make_report(scores: Scores, *, protocol: EvaluationConfig, subject: dict, cl
     versions |= {name: importlib.import_module(name).__version__ for name in _LIBRARIES}
     report["checklist"] = checklist(report, protocol)
     return report | {"subject": subject, "cost": {"forward_passes": scores.cost}, "versions": versions}
-
-
-def _estimates(counts: np.ndarray, n_images: int) -> list[dict]:
-    """Accuracies with their intervals from counts of correct images."""
-    return [
-        {"accuracy": n / n_images, "low": low, "high": high, "n_correct": n, "n_images": n_images}
-        for n, low, high in zip(counts.tolist(), *(ends.tolist() for ends in accuracy_interval(counts, n_images)), strict=True)
-    ]
 
 
 def _row(scored: ScoredPatch, scores: Scores, class_names: Sequence[str]) -> dict:
@@ -104,11 +100,6 @@ def robust_words(report: dict) -> str:
     """The headline of a report in words: `28.1% (25.4% to 30.9%) under the worst of 60 universal patches (white-box)`."""
     robust, n_patches = report["headline"]["robust"], report["headline"]["n_patches"]
     return f"{interval_text(robust)} under the worst of {n_patches} universal patches ({robust['attack'].replace('_', '-')})"
-
-
-def report_json(report: dict) -> bytes:
-    """`report.json`."""
-    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
 
 
 def examples_csv(scores: Scores) -> bytes:

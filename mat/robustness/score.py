@@ -12,20 +12,16 @@ import tensorflow as tf
 
 from mat.cli.errors import UserError
 from mat.robustness.fit import Callbacks, FittedPatch, shrink
-from mat.robustness.plan import PASSES_PER_GRADIENT, POSITION_IMAGES, VANISHING_IMAGES, EvaluationPlan, PatchSpec, grid_offsets
+from mat.robustness.plan import PASSES_PER_GRADIENT, POSITION_IMAGES, VANISHING_IMAGES, EvaluationPlan, grid_offsets
 from mat.robustness.universal import UNDEFINED, Images, UniversalAttacks
 from mat.seeds import generator
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScoredPatch:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ScoredPatch(FittedPatch):
     """A patch and what it did."""
 
-    name: str
-    patch: np.ndarray  # float32 [h, w, 3]
     predictions: np.ndarray  # int64 [N], the predicted classes
-    losses: np.ndarray  # float32 [T], of its iterations; empty for a patch that was not fitted
-    spec: PatchSpec | None  # how it was fitted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,11 +91,11 @@ def control_patches(plan: EvaluationPlan, fit_images: tf.Tensor) -> list[FittedP
 
 def vanishing_gradients(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Images, callbacks: Callbacks) -> dict[str, float]:
     """The share of images in whose loss a grey patch has no gradient, by "untargeted" (true class) and "targeted" (a random class)."""
-    chosen, others = _gradient_examples(plan, scored, VANISHING_IMAGES)
-    offsets = plan.scored_offsets(plan.patch_shape)[chosen]
-    classes = {"untargeted": scored.labels[chosen], "targeted": others}
-    gradients = {loss: _grey_gradients(plan, attacks, scored, chosen, labels, offsets, callbacks) for loss, labels in classes.items()}
-    return {loss: float(np.mean((values == 0) | ~np.isfinite(values))) for loss, values in gradients.items()}
+    shares = {}
+    for loss in ("untargeted", "targeted"):
+        gradients = _grey_gradients(plan, attacks, scored, VANISHING_IMAGES, callbacks, targeted=loss == "targeted")
+        shares[loss] = float(np.mean((gradients == 0) | ~np.isfinite(gradients)))
+    return shares
 
 
 def position_gradients(
@@ -107,29 +103,28 @@ def position_gradients(
 ) -> dict[tuple[int, int], float]:
     """The gradient that a grey patch gets at each (row, column) of `grid_offsets`, in units of the mean over all of them.
 
-    All positions are tried on the same images. Each image counts alike, however large its loss and so its gradients are. The result is
-    empty if no image has a gradient anywhere.
+    Each image counts alike, however large its loss and so its gradients are. The result is empty if no image has a gradient anywhere.
     """
-    chosen, others = _gradient_examples(plan, scored, POSITION_IMAGES)
     positions = grid_offsets(plan.image_size, plan.patch_shape)
-    offsets = [np.tile(np.array(position, np.int32), (len(chosen), 1)) for position in positions]
-    gradients = np.array([_grey_gradients(plan, attacks, scored, chosen, others, each, callbacks) for each in offsets])
+    gradients = np.array([_grey_gradients(plan, attacks, scored, POSITION_IMAGES, callbacks, offset=offset) for offset in positions])
     gradients = gradients[:, gradients.any(axis=0) & np.isfinite(gradients).all(axis=0)].astype(np.float64)  # [positions, images]
     if not gradients.size:
         return {}
     return dict(zip(positions, np.mean(gradients / gradients.mean(axis=0), axis=1).tolist(), strict=True))
 
 
-def _gradient_examples(plan, scored, n_images):
-    """At most `n_images` scored images drawn at random, and another class than its own for each: two int64 arrays [n]."""
+def _grey_gradients(plan, attacks, scored, n_images, callbacks, *, offset=None, targeted=True):
+    """The summed absolute gradients of a grey patch in the same scored images, drawn at random, in each call; float32 [n].
+
+    They are of the loss to a random class or, untargeted, of the true one. The patch lies at `offset` or where it is scored.
+    """
     rng = generator(plan.seed, "evaluation/vanishing")
     chosen = np.sort(rng.permutation(len(scored.labels))[:n_images])
-    return chosen, (scored.labels[chosen] + rng.integers(1, plan.n_classes, len(chosen))) % plan.n_classes
-
-
-def _grey_gradients(plan, attacks, scored, chosen, classes, offsets, callbacks):
-    """How large the gradients of a grey patch are in chosen images for the losses of `classes` [n]; float32 [n]."""
+    labels = scored.labels[chosen]
+    if targeted:
+        labels = (labels + rng.integers(1, plan.n_classes, len(chosen))) % plan.n_classes
+    offsets = plan.scored_offsets(plan.patch_shape)[chosen] if offset is None else np.full((len(chosen), 2), offset, np.int32)
     patch, images = np.full(plan.patch_shape, 0.5, np.float32), tf.gather(scored.images, chosen)
-    gradients = attacks.patch_gradients(patch, images, classes, offsets, images_at_once=plan.images_at_once)
+    gradients = attacks.patch_gradients(patch, images, labels, offsets, images_at_once=plan.images_at_once)
     callbacks.advance(PASSES_PER_GRADIENT * len(chosen), "gradients")
     return gradients

@@ -61,9 +61,8 @@ class ReportDirectory:
     """The directory of one evaluation. Nothing is written before `create`.
 
     Args:
-        path: the directory. It may exist if it is empty, but for logs.
+        path: may exist if it is empty, but for logs.
         protocol: all that the results depend on, plain values.
-        resume: whether to continue the evaluation that is in the directory.
         or_next: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
 
     Raises:
@@ -98,10 +97,6 @@ class ReportDirectory:
             if then != now:
                 difference = f"the evaluation in it has {key}: {then}, and this one has {key}: {now}"
                 raise UserError(f"{self.path}: {difference}. Give what it was begun with, or choose another --output")
-
-    def finished(self) -> dict | None:
-        """The report of the evaluation if it is finished, else None."""
-        return read_report(self.path)
 
     def create(self) -> None:
         """Make the directory, with the protocol in it."""

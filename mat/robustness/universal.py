@@ -4,6 +4,7 @@ Shapes: `B` images a batch, `N` images in all, `M` images in an iteration of a p
 images `H` x `W`, patches `h` x `w`. Images and patches are float32 in [0, 1]. A target is a class, or `UNTARGETED`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,19 +38,15 @@ def load_images(records: Records, *, n_classes: int, image_size: int) -> Images:
 
 
 class UniversalAttacks:
-    """Universal patch attacks on one network, compiled.
+    """Universal patch attacks on one network, compiled, with XLA or without.
 
     Args:
         model: images [B, H, W, 3] -> logits [B, n_classes], in inference mode; a `keras.Model` or a function.
-        images: float32 [N, H, W, 3], the images that patches are fitted on.
-        labels: integers [N].
-        jit_compile: compile with XLA.
+        images: [N, H, W, 3], which patches are fitted on, of the classes `labels` [N].
     """
 
     def __init__(self, model: Callable[..., tf.Tensor], images: tf.Tensor, labels: np.ndarray, *, jit_compile: bool) -> None:
-        def compiled(function: Callable) -> Callable:
-            return compile_with(model, function, jit_compile=jit_compile)
-
+        compiled = functools.partial(compile_with, model, jit_compile=jit_compile)
         self.images, self.labels, self._model = tf.convert_to_tensor(images), tf.cast(labels, tf.int64), model
         self.fit, self.search = compiled(self._fit), compiled(self._search)
         self._predict_batch, self._gradient_batch = compiled(self._predict), compiled(self._patch_gradients)
@@ -75,15 +72,12 @@ class UniversalAttacks:
         def loss_fn(patches, iteration):
             return self._losses(patches, targets, indices[iteration], offsets[iteration])
 
-        return fit_universal_patches(loss_fn, patches, steps=_directions(targets) * steps)
+        return fit_universal_patches(loss_fn, patches, steps=tf.where(targets == UNTARGETED, 1.0, -1.0) * steps)
 
     def _search(self, patches, targets, squares, colors, indices, offsets):
         """Gradient-free iterations on one set of images [R, M] at offsets [R, M, 2]; see `random_search`."""
-
-        def loss_fn(patches):
-            return self._losses(patches, targets, indices, offsets)
-
-        return random_search(loss_fn, patches, directions=_directions(targets), squares=squares, colors=colors)
+        loss_fn = functools.partial(self._losses, targets=targets, indices=indices, offsets=offsets)
+        return random_search(loss_fn, patches, directions=tf.where(targets == UNTARGETED, 1.0, -1.0), squares=squares, colors=colors)
 
     def _losses(self, patches, targets, indices, offsets):
         """The mean loss [R] of each patch on its images: cross-entropy to its target class or, untargeted, capped to the true ones."""
@@ -127,11 +121,6 @@ def capped_cross_entropy(losses: tf.Tensor, n_classes: int) -> tf.Tensor:
 def _classes(logits):
     """The predicted classes int64 [B] of logits [B, n_classes]; `UNDEFINED` where a logit is NaN or infinite."""
     return tf.where(tf.reduce_all(tf.math.is_finite(logits), axis=-1), tf.argmax(logits, axis=-1), UNDEFINED)
-
-
-def _directions(targets):
-    """1 to raise the loss of the true class, -1 to lower the loss to a target class; float32 [R]."""
-    return tf.where(targets == UNTARGETED, 1.0, -1.0)
 
 
 def _copies(patch, images):
