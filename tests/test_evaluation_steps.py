@@ -187,3 +187,12 @@ def test_gradients_are_compared_over_positions(toy):
     assert np.mean(list(gradients.values())) == pytest.approx(1)
     assert [gradients[row, 20] for row in (0, 10, 20)] == [0, 0, 0]
     assert min(gradients[row, 0] for row in (0, 10, 20)) > 1
+
+
+def test_steps_fall_by_a_cosine_and_those_that_fill_the_last_call_are_zero(toy, monkeypatch):
+    attacks, _ = toy
+    plan, given, fit = plan_of(), [], attacks.fit
+    monkeypatch.setattr(attacks, "fit", lambda *arguments: given.append(arguments[2]) or fit(*arguments))
+    fit_patches(plan.grid[:1], plan, attacks, Callbacks())
+    expected = plan.grid[0].step_size * (1 + np.cos(np.pi * np.arange(7) / 7)) / 2
+    np.testing.assert_allclose(np.concatenate(given)[:, 0], [*expected, 0, 0, 0], rtol=1e-6)
