@@ -12,7 +12,6 @@ import tensorflow as tf
 from mat.cli.errors import UserError
 from mat.data.convert import convert
 from mat.data.reading import check_images
-from mat.data.records import FORMAT, IMAGE
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 JPEG, PNG = tf.io.encode_jpeg(PIXELS).numpy(), tf.io.encode_png(PIXELS).numpy()
@@ -77,13 +76,10 @@ ACCEPTED = {
     "no extension": {"test/images/test_1": JPEG, "test/images/test_2.png": JPEG},
     "macOS": {TRAIN + "._n1_0.JPEG": JUNK, VAL + "._val_0.JPEG": JUNK, "test/images/.DS_Store": JUNK, "._wnids.txt": JUNK}
     | {"__MACOSX/train/n1/images/._n1_0.JPEG": JUNK, TRAIN + "__MACOSX/x.JPEG": JUNK, TRAIN + "Icon\r": b"", "train/.DS_Store": JUNK},
-    "Windows": {TRAIN + "Thumbs.db": JUNK, VAL + "THUMBS.DB": JUNK, "test/images/Desktop.ini": JUNK},
-    "WSL": {TRAIN + "n1_0.JPEG:Zone.Identifier": b"[ZoneTransfer]", "wnids.txt:Zone.Identifier": b"[ZoneTransfer]"},
-    "Synology": {"train/@eaDir/n1/SYNO.jpg": JUNK, TRAIN + "@eaDir/n1_0.JPEG/SYNO_THUMB.jpg": JUNK},
-    "hidden folders": {TRAIN + ".ipynb_checkpoints/n1_0-checkpoint.JPEG": JPEG, ".git/wnids.txt": b"n9\n"},
+    "Windows": {TRAIN + "Thumbs.db": JUNK, "test/images/Desktop.ini": JUNK, TRAIN + "n1_0.JPEG:Zone.Identifier": b"[ZoneTransfer]"},
+    "Synology and hidden folders": {"train/@eaDir/n1/SYNO.jpg": JUNK, ".git/wnids.txt": b"n9\n", TRAIN + ".ipynb/n1_0.JPEG": JPEG},
     "letter case": {BOXES: b"N1_0.jpeg 0 0 9 9\n", ANNOTATIONS: b"VAL_0.JPEG N1 0 0 9 9\n"},
-    "letter case of folders": renamed(lambda name: name.replace("train", "Train").replace("images", "IMAGES")),
-    "letter case of wnids.txt": renamed(lambda name: name.replace("wnids.txt", "WNIDS.TXT")),
+    "letter case of folders": renamed(lambda name: name.replace("train", "Train").replace("images", "IMAGES").replace("wnids", "WNIDS")),
     "both letter cases": {BOXES: b"n1_0.JPEG 0 0 9 9\nN1_0.jpeg 0 0 9 9\n", TRAIN + "N1_0.jpeg": JPEG},
     "Unicode forms": {BOXES: "caf\u00e9.JPEG 0 0 9 9\n".encode(), TRAIN + "cafe\u0301.JPEG": JPEG, TRAIN + "n1_0.JPEG": None},
     "spaces": {"wnids.txt": b"  sea lion \n\n", "train/sea lion/sea lion_boxes.txt": b"a b.JPEG\t0\t0\t9\t9\n", BOXES: None}
@@ -110,26 +106,21 @@ REFUSED = {
     "unknown class": ({ANNOTATIONS: b"val_0.JPEG n4 1 2 3 4\n"}, f"{ANNOTATIONS} gives val_0.JPEG the class n4, which is not in wnids.txt"),
     "spaces in a class without tabs": ({ANNOTATIONS: b"val_0.JPEG sea n1x 0 0 9 9\n"}, "names with spaces need tabs between them"),
     "empty class": ({TRAIN + "n1_0.JPEG": None, BOXES: b""}, f"{BOXES} lists no images; every class needs some"),
-    "no validation": ({ANNOTATIONS: b"", VAL + "val_0.JPEG": None}, f"{ANNOTATIONS} lists no images"),
     "missing": ({VAL + "val_0.JPEG": None}, f"{VAL}val_0.JPEG is missing, and {ANNOTATIONS} lists it. Add it, or remove its line"),
     "several missing": ({BOXES: b"a 0 0 9 9\nb 0 0 9 9\nc 0 0 9 9\n"}, f"{TRAIN}a (and 2 more) is missing, and {BOXES} lists it"),
     "other extension": ({TRAIN + "n1_0.JPEG": None, TRAIN + "n1_0.jpg": JPEG}, f"{BOXES} lists it. There is {TRAIN}n1_0.jpg: correct the"),
-    "path in a list": ({ANNOTATIONS: b"val/images/val_0.JPEG n1 0 0 9 9\n"}, "There is val/images/val_0.JPEG"),
     "listed junk": ({BOXES: b"._n1_0.JPEG 0 0 9 9\n", TRAIN + "._n1_0.JPEG": JUNK}, "hidden files and what systems leave"),
     "an image twice": ({BOXES: b"n1_0.JPEG 0 0 9 9\nn1_0.JPEG 1 1 8 8\n"}, f"{BOXES} lists n1_0.JPEG twice"),
     "one image for two lines": ({ANNOTATIONS: b"val_0.JPEG n1 0 0 9 9\nVAL_0.JPEG n1 0 0 9 9\n"}, "lists VAL_0.JPEG twice"),
     "stray file": ({TRAIN + "notes.txt": b"hello"}, f"{BOXES} has no box of {TRAIN}notes.txt. Add its line, or remove the file"),
     "unlisted in val": ({VAL + "val_1.JPEG": JPEG, VAL + "b.x": b""}, f"{ANNOTATIONS} has no box of {VAL}b.x (and 1 more)"),
-    "unlisted further in": ({TRAIN + "more/n1_1.JPEG": JPEG}, f"has no box of {TRAIN}more/n1_1.JPEG"),
     "beside the images of a class": ({"train/n1/n1_1.JPEG": JPEG}, "train/n1/n1_1.JPEG lies where no images are read"),
-    "beside the images of val": ({"val/a.jpg": JPEG, "val/b.PNG": PNG}, "val/a.jpg (and 1 more) lies where no images are read"),
     "beside the images of test": ({"test/test_0.JPEG": JPEG, "test/images/test_0.JPEG": None}, "test/test_0.JPEG lies where no images"),
     "half a line": ({BOXES: b"n1_0.JPEG 1 2 3\n"}, f"{BOXES}, line 1: not `image xmin ymin xmax ymax`. Received: 'n1_0.JPEG 1 2 3'"),
     "no class": ({ANNOTATIONS: b"\nval_0.JPEG 1 2 3 4\n"}, f"{ANNOTATIONS}, line 2: not `image wnid xmin ymin xmax ymax`"),
     "no pixels": ({BOXES: b"n1_0.JPEG -1 0 9.5 9\n"}, "not `image xmin ymin xmax ymax`"),
     "UTF-16 without a mark": ({"wnids.txt": "n1\n".encode("utf-16-le")}, "wnids.txt is not UTF-8 or UTF-16 text (a zero, as of UTF-16"),
     "Latin-1": ({"words.txt": b"n1\tcaf\xe9\n"}, "words.txt is not UTF-8 or UTF-16 text (invalid continuation byte at byte 6). Save it as"),
-    "half a character": ({BOXES: b"\xff\xfen"}, f"{BOXES} is not UTF-8 or UTF-16 text"),
     "two data sets": ({"a/wnids.txt": b"", "b/wnids.txt": b"", "wnids.txt": None}, "wnids.txt is in several folders: a/, b/. Give one"),
 }
 
@@ -176,21 +167,6 @@ def test_images_that_cannot_be_read_are_all_named_with_what_they_are(tmp_path, w
     assert first.startswith(f"{tmp_path / 'source'}: {len(BAD_IMAGES) + 1} of {len(BAD_IMAGES) + 3} images cannot be read. Replace each")
     assert set(lines) == {f"  test/images/{name}: {words}" for name, (_, words) in BAD_IMAGES.items()} | {f"  {TRAIN}n1_0.JPEG: text"}
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_bad_images_are_found_wherever_they_are(tmp_path):
-    bad = (2, 127, 128, 299)
-    images = {f"test/images/{i}.JPEG": JPEG[: len(JPEG) - 30 * (i in bad)] for i in range(300)}
-    with pytest.raises(UserError, match="4 of 303 images") as error:
-        convert(folder(tmp_path / "source", changed(images)), tmp_path / "out")
-    assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == [f"  test/images/{i}.JPEG" for i in bad]
-
-
-def test_records_tell_the_format_of_their_image(tmp_path):
-    convert(folder(tmp_path / "source", changed({"test/images/test_1.JPEG": PNG})), tmp_path / "out")
-    records = tf.data.TFRecordDataset(str(tmp_path / "out" / "test.tfrecord"))
-    features = [tf.train.Example.FromString(record.numpy()).features.feature for record in records]
-    assert [[f[key].bytes_list.value[0] for key in (IMAGE, FORMAT)] for f in features] == [[JPEG, b"jpeg"], [PNG, b"png"]]
 
 
 def test_what_the_check_lets_through_can_be_decoded_and_nothing_else():
@@ -262,8 +238,6 @@ def test_flipped_bits_are_refused_in_words_or_do_no_harm(tmp_path):
     ("content", "words"),
     [
         (b"", "but empty. Remove it and fetch it again"),
-        (bytes(600), "but nothing but zeros. Remove it"),
-        (b"<html><body>Sign in</body></html>", "but an HTML page. Remove it"),
         (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "but an HTML page"),
         (b"\x1f\x8b\x08\0\0", "but a gzip archive. Unpack it and give the folder"),
         (b"BZh91AY&SY\0", "but a bzip2 archive. Unpack it"),
@@ -271,9 +245,7 @@ def test_flipped_bits_are_refused_in_words_or_do_no_harm(tmp_path):
         (b"wnids.txt".ljust(257, b"\0") + b"ustar\x0000", "but a tar archive. Unpack it"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "but a 7z archive. Unpack it"),
         (b"Rar!\x1a\7\1\0", "but a RAR archive. Unpack it"),
-        (JPEG, "but a JPEG image. Remove it"),
         (None, "but one that is cut off or damaged (File is not a zip file). Remove it and fetch it again"),
-        (b"some notes", "but text. Remove it"),
     ],
 )
 def test_files_that_are_no_zip_archive_are_told_as_what_they_are(tmp_path, content, words):

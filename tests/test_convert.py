@@ -1,6 +1,5 @@
 """The converter: its records, and its command."""
 
-import pathlib
 import resource
 
 import numpy as np
@@ -9,13 +8,11 @@ import tensorflow as tf
 
 from mat.cli.errors import UserError
 from mat.data.convert import convert, main
-from mat.data.records import BOX, FORMAT, IMAGE, LABEL, WNID
+from mat.data.records import BOX, FORMAT, IMAGE, LABEL, SPLITS, WNID
 from mat.data.tiny_imagenet import load_dataset
-from tests.test_archives import FILES, archive, folder
+from tests.test_archives import FILES, PIXELS, archive, folder
 
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetical order: labels are line numbers
-SPLITS = ("train", "validation", "test")
-SHARED_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 
 def jpeg(value, channels=3):
@@ -34,7 +31,7 @@ def official():
             files[f"val/images/val_{2 * label + i}.JPEG"] = jpeg(60 * label + 10 + i)
             annotations += f"val_{2 * label + i}.JPEG\t{wnid}\t1\t2\t3\t4\n"
     files["val/val_annotations.txt"] = annotations.encode()
-    return files | {f"test/images/test_{i}.JPEG": jpeg(i) for i in (10, 9)}
+    return files | {"test/images/test_10.JPEG": jpeg(10), "test/images/test_9.PNG": tf.io.encode_png(PIXELS).numpy()}
 
 
 def read(path):
@@ -61,7 +58,8 @@ def test_records_carry_images_labels_and_boxes(official, tmp_path):
     assert [record[LABEL].int64_list.value[0] for record in validation] == [0, 0, 1, 1, 2, 2]
     assert [validation[0][key].int64_list.value[0] for key in BOX] == [1, 2, 3, 4]
     assert [set(record) for record in test] == [{IMAGE, FORMAT}] * 2
-    assert [record[IMAGE].bytes_list.value[0] for record in test] == [jpeg(9), jpeg(10)]
+    assert [record[IMAGE].bytes_list.value[0] for record in test] == [official["test/images/test_9.PNG"], jpeg(10)]
+    assert [record[FORMAT].bytes_list.value[0] for record in test] == [b"png", b"jpeg"]
     for name in ("wnids.txt", "words.txt"):
         assert (out / name).read_bytes() == official[name]
     assert sorted(f.name for f in out.iterdir()) == ["test.tfrecord", "train.tfrecord", "validation.tfrecord", "wnids.txt", "words.txt"]
@@ -104,13 +102,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(official, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the real images, which are not part of the project")
-def test_real_images_of_all_classes_convert(tmp_path):
-    assert convert(SHARED_DATA / "tiny-imagenet-200-mini.zip", tmp_path) == {"train": 1600, "validation": 400, "test": 20}
-    labels = np.concatenate([np.argmax(y, axis=1) for _, y in load_dataset(tmp_path, "validation", batch_size=100)])
-    np.testing.assert_array_equal(np.bincount(labels), np.full(200, 2))
-
-
 def test_paths_of_the_command_may_begin_with_home_or_a_variable(tmp_path, monkeypatch, capsys):
     folder(tmp_path / "source", FILES)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -126,8 +117,8 @@ def test_faults_of_the_source_are_one_line_and_status_2(tmp_path, capsys):
     assert capsys.readouterr().err == message
 
 
-@pytest.mark.parametrize("arguments", [["OUT"], ["--download", "SOURCE", "OUT"]])
-def test_command_wants_a_source_or_a_download(arguments):
+@pytest.mark.parametrize("arguments", ["OUT", "--download SOURCE OUT", "--download OUT --sha256 abc", f"SOURCE OUT --sha256 {'0' * 64}"])
+def test_wrong_usage(arguments):
     with pytest.raises(SystemExit) as usage:
-        main(arguments)
+        main(arguments.split())
     assert usage.value.code == 2

@@ -157,13 +157,6 @@ def archive(name):
     return content.getvalue()
 
 
-def npz():
-    """The bytes of a file of NumPy arrays."""
-    content = io.BytesIO()
-    np.savez(content, patches=np.zeros(3))
-    return content.getvalue()
-
-
 WHOLE = 'a whole Keras model. Save its weights alone with model.save_weights("NAME.weights.h5")'
 
 
@@ -171,19 +164,15 @@ WHOLE = 'a whole Keras model. Save its weights alone with model.save_weights("NA
     ("content", "words"),
     [
         (b"", "empty. Fetch the file itself, or copy it again"),
-        (b"no weights", "text. Fetch the file itself"),
         (archive("config.json"), WHOLE),
         (archive("archive/data.pkl"), "a PyTorch file"),
         (archive("model/.format_version"), "a PyTorch file"),
-        (pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2), "a PyTorch file"),
         (pickle.dumps({}, protocol=5), "a PyTorch file or another pickle"),
-        (npz(), "a file of NumPy arrays"),
+        (archive("patches.npy"), "a file of NumPy arrays"),
         (b"\x93NUMPY\x01\x00", "a file of NumPy arrays"),
         (archive("weights/tiny_imagenet_weights_074.h5"), "a zip archive. Unpack it first"),
-        (b"\x1f\x8b\x08\x00", "a gzip archive. Unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself. Fetch the file itself with git lfs"),
         (b"\n\n<!DOCTYPE html>\n<html>", "an HTML page. Fetch the file itself"),
-        (b"<?xml version='1.0'?><Error/>", "an HTML page"),
         (b'model_checkpoint_path: "ckpt-1"\n', "a TensorFlow checkpoint"),
     ],
 )

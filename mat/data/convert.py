@@ -24,7 +24,6 @@ from mat.data.sources import Source, by_number, fold, open_source
 
 URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"
-ARCHIVE_BYTES = 248_100_043
 ARCHIVE_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
 
 _LISTS = ("wnids.txt", "words.txt")
@@ -36,21 +35,17 @@ _Image = tuple[str, str | None, int | None, Sequence[int] | None]  # the file's 
 
 
 def convert(source: str | os.PathLike, destination: str | os.PathLike, *, seed: int = 0) -> dict[str, int]:
-    """Write `train.tfrecord`, `validation.tfrecord`, `test.tfrecord`, `wnids.txt` and `words.txt`.
+    """Write `train.tfrecord`, `validation.tfrecord`, `test.tfrecord`, `wnids.txt` and `words.txt` into a directory, made if missing.
 
-    A label is the line number of the class in wnids.txt, from 0. Training records are shuffled once; images keep their bytes.
-
-    Args:
-        source: folder or zip archive in the official layout, for any number of classes.
-        destination: directory for the records, made if missing.
-        seed: seed of the shuffle of the training records.
+    The source is a folder or zip archive in the official layout, for any number of classes. A label is the line number of the class in
+    wnids.txt, from 0. Training records are shuffled once, from `seed`; images keep their bytes.
 
     Returns:
         The number of records of each split.
 
     Raises:
         UserError: the source is not such a folder or archive, its lists and its images do not agree, images cannot be decoded (the message
-            has a line for each), or the destination has records already.
+            has a line for each), or the destination has records already or cannot be written.
     """
     from mat.data.records import SPLITS, record_path, staged, write_records  # imports TensorFlow
 
@@ -58,17 +53,16 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike, *, seed: 
         raise UserError(f"{present[0]}: exists already. Remove it to convert again, or choose another destination")
     files = open_source(source)
     splits = _splits(files, seed)
-    faults: list[tuple[str, str]] = []  # names of images that cannot be read, and what they are
+    faults: dict[str, str] = {}  # what the images are that cannot be read, by their names
     try:
         with staged(destination) as stage:
             for split, images in splits.items():
                 write_records(record_path(stage, split), track(_examples(files, images, faults), len(images), split))
             if faults:
-                n_images = sum(map(len, splits.values()))
-                lines = (f"\n  {single_line(name)}: {kind}" for name, kind in sorted(faults, key=lambda fault: by_number(fault[0])))
+                lines = (f"\n  {single_line(name)}: {faults[name]}" for name in sorted(faults, key=by_number))
                 raise UserError(
-                    f"{files.path}: {len(faults):,} of {n_images:,} images cannot be read. Replace each of them by a JPEG or PNG, or "
-                    f"remove it and its line in the list:{''.join(lines)}"
+                    f"{files.path}: {len(faults):,} of {sum(map(len, splits.values())):,} images cannot be read. Replace each of them by a "
+                    f"JPEG or PNG, or remove it and its line in the list:{''.join(lines)}"
                 )
             for name in _LISTS:
                 (stage / name).write_bytes(files.read(name))
@@ -78,7 +72,7 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike, *, seed: 
     return {split: len(images) for split, images in splits.items()}
 
 
-def _examples(files: Source, images: list[_Image], faults: list[tuple[str, str]]) -> Iterator[bytes]:
+def _examples(files: Source, images: list[_Image], faults: dict[str, str]) -> Iterator[bytes]:
     """The serialized records; images that a training run could not read are added to `faults`."""
     import tensorflow as tf
 
@@ -97,7 +91,7 @@ def _examples(files: Source, images: list[_Image], faults: list[tuple[str, str]]
                     kind += f" of {width}x{height} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read"
                 elif kind in (JPEG, PNG):
                     kind += ", damaged or cut short"
-                faults.append((name, kind))
+                faults[name] = kind
 
 
 def _splits(files: Source, seed: int) -> dict[str, list[_Image]]:
@@ -123,8 +117,8 @@ def _splits(files: Source, seed: int) -> dict[str, list[_Image]]:
     used = {name for name, *_ in train + validation + test}
     names = [name for folder in ("train", "val", "test") for name in files.names(folder)]
     if stray := [name for name in names if name.lower().endswith(_IMAGE_ENDINGS) and name not in used]:
-        remedy = "Move it into train/CLASS/images, val/images or test/images, or remove it"
-        raise UserError(f"{files.path}: {_first(stray)} lies where no images are read. {remedy}")
+        where = "train/CLASS/images, val/images or test/images"
+        raise UserError(f"{files.path}: {_first(stray)} lies where no images are read. Move it into {where}, or remove it")
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -160,21 +154,15 @@ def _listed_images(files: Source, folder: str, list_name: str, classes: _Classes
             images[name] = (name, *label, [int(value) for value in box])
     present = files.names(folder)
     if missing:
-        near = {_stem(name): name for name in present}.get(_stem(missing[0]))
-        remedy = "Add it, or remove its line; hidden files and what systems leave in folders are passed over"
-        if near:
-            remedy = f"There is {single_line(near)}: correct the one or the other"
+        near = [name for name in present if fold(pathlib.PurePosixPath(name).stem) == fold(pathlib.PurePosixPath(missing[0]).stem)]
+        add = "Add it, or remove its line; hidden files and what systems leave in folders are passed over"
+        remedy = f"There is {single_line(near[-1])}: correct the one or the other" if near else add
         raise UserError(f"{files.path}: {_first(missing)} is missing, and {single_line(list_name)} lists it. {remedy}")
     if unlisted := [name for name in present if name not in images]:
         raise UserError(f"{shown} has no box of {_first(unlisted)}. Add its line, or remove the file")
     if not images:
         raise UserError(f"{shown} lists no images; every class needs some to train on, and a run some to validate on. Add them")
     return list(images.values())
-
-
-def _stem(name: str) -> str:
-    """The name of a file without folder, extension and letter case."""
-    return pathlib.PurePosixPath(fold(name)).stem
 
 
 def _first(names: list[str]) -> str:
@@ -205,13 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    """Fetch the archive where that is asked for, and convert."""
     source = arguments.source
     if arguments.download:
         source = pathlib.Path(arguments.destination) / ARCHIVE
         official = arguments.url == URL and not arguments.sha256
-        sha256, size = (ARCHIVE_SHA256, ARCHIVE_BYTES) if official else (arguments.sha256, None)
-        download(arguments.url, source, sha256=sha256, size=size)
+        download(arguments.url, source, sha256=ARCHIVE_SHA256 if official else arguments.sha256)
     load_tensorflow()
     counts = convert(source, arguments.destination, seed=arguments.seed)
     console.print(f"{arguments.destination}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} images")

@@ -24,12 +24,6 @@ _CONTRAST = (0.14, 0.32)  # between the two colors, root mean square over the ch
 _NOISE = 0.02  # standard deviation
 
 
-def _coordinates(rng):
-    """Row and column of every pixel in units of a random period, from a random origin: two float arrays [32, 32]."""
-    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] / rng.uniform(*_PERIOD)
-    return rows - rng.uniform(0, 4), columns - rng.uniform(0, 4)
-
-
 def _wave(x):
     return np.sin(2 * np.pi * x)
 
@@ -37,13 +31,6 @@ def _wave(x):
 def _cell(x):
     """Distance to the center of the unit cell, in [0, 0.5]."""
     return np.abs(x - np.floor(x) - 0.5)
-
-
-def _disc(rng):
-    """1 within a random disc and 0 outside, with an edge of a pixel: float array [32, 32]."""
-    row, column = rng.uniform(*_CENTER, size=2)
-    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-    return np.clip(rng.uniform(*_RADIUS) - np.hypot(rows - row, columns - column), 0, 1)
 
 
 # Each pattern is a function of (row, column), in periods, positive on one color and negative on the other; mirroring keeps its class.
@@ -64,8 +51,12 @@ PATTERNS = {
 def draw_image(label: int, rng: np.random.Generator) -> np.ndarray:
     """One image of class `label`, uint8 [32, 32, 3]."""
     pattern = list(PATTERNS.values())[label]
-    sign = np.clip(8 * pattern(*_coordinates(rng)), -1, 1)[..., np.newaxis]  # [32, 32, 1], soft edges
-    sign = sign * _disc(rng)[..., np.newaxis]
+    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    period = rng.uniform(*_PERIOD)
+    sign = np.clip(8 * pattern(rows / period - rng.uniform(0, 4), columns / period - rng.uniform(0, 4)), -1, 1)  # soft edges
+    row, column = rng.uniform(*_CENTER, size=2)
+    disc = np.clip(rng.uniform(*_RADIUS) - np.hypot(rows - row, columns - column), 0, 1)  # 1 within and 0 outside
+    sign = (sign * disc)[..., np.newaxis]  # [32, 32, 1]
     direction = rng.normal(size=3)
     contrast = rng.uniform(*_CONTRAST) * direction / np.sqrt(np.mean(direction**2))
     image = rng.uniform(0.3, 0.7, size=3) + sign * contrast / 2 + rng.normal(scale=_NOISE, size=(IMAGE_SIZE, IMAGE_SIZE, 3))
@@ -73,7 +64,7 @@ def draw_image(label: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_demo(data_dir: str | os.PathLike) -> None:
-    """Write the demo's `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `words.txt` into `data_dir`, the same every time.
+    """Write the demo's records, `wnids.txt` and `words.txt`, the same every time.
 
     Raises:
         UserError: the directory holds other data.

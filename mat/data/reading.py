@@ -28,21 +28,13 @@ _BAD_CONTENT = (tf.errors.InvalidArgumentError, UnicodeDecodeError)  # the secon
 
 
 class Records(NamedTuple):
-    """The examples of a split, in the order of the file.
-
-    Attributes:
-        path: the file.
-        images: tf.string [N], encoded.
-        labels: int64 [N].
-        numbers: int64 [N], the number of each example's record in the file, counted from 0; records that are passed over count.
-        sizes: int64 [N, 2], width and height of each image, pixels.
-    """
+    """The examples of a split, in the order of the file."""
 
     path: str
-    images: tf.Tensor
-    labels: np.ndarray
-    numbers: np.ndarray
-    sizes: np.ndarray
+    images: tf.Tensor  # tf.string [N], encoded
+    labels: np.ndarray  # int64 [N]
+    numbers: np.ndarray  # int64 [N], of the examples' records in the file, from 0; records that are passed over count
+    sizes: np.ndarray  # int64 [N, 2], width and height of each image, pixels
 
     def take(self, positions: np.ndarray) -> "Records":
         """The `Records` at these positions, integers [n] in 0..N-1."""
@@ -50,20 +42,13 @@ class Records(NamedTuple):
 
 
 def read_records(data_dir: str | os.PathLike, split: str, *, n_classes: int, max_bad_records: int = 0) -> Records:
-    """Read a split into memory, still encoded (215 MB for all of Tiny ImageNet), and check every record.
+    """Read a split, "train" | "validation", into memory, still encoded (215 MB for all of Tiny ImageNet), and check every record.
 
-    A record is bad if its checksum does not fit, it is no example, its label is missing or out of range, or its image is neither a JPEG
-    nor a PNG that can be decoded, or has more than `MAX_PIXELS`.
-
-    Args:
-        data_dir: directory of `train.tfrecord` and `validation.tfrecord`.
-        split: "train" | "validation".
-        n_classes: labels must be in 0 .. n_classes - 1.
-        max_bad_records: so many bad records are passed over, with a line on the console; more are refused.
+    A record is bad if its checksum does not fit, it is no example, its label is not in 0 .. n_classes - 1, or its image is neither a JPEG
+    nor a PNG that can be decoded, or has more than `MAX_PIXELS`. Up to `max_bad_records` are passed over, with a line on the console.
 
     Raises:
-        UserError: the file is missing, truncated or empty, or has more bad records than are passed over, or no good ones; the message
-            names the file and the records, counted from 0.
+        UserError: the file is missing, truncated or empty, or has more bad records, or no good ones.
     """
     path = record_path(data_dir, split)
     if not path.is_file():
@@ -85,10 +70,10 @@ def read_records(data_dir: str | os.PathLike, split: str, *, n_classes: int, max
 
 def _report(path, n_records, faults, max_bad_records):
     """Refuse the bad records, or tell that they are passed over; `faults` is a list of (number, (what is wrong, remedy))."""
-    _, (_, remedy) = faults[0]
-    shown = ", ".join(f"record {number} {fault}" for number, (fault, _) in faults[: FAULTS_SHOWN if max_bad_records else 1])
+    number, (fault, remedy) = faults[0]
     if max_bad_records == 0:
-        raise UserError(f"{path}: {shown}. {remedy}, or set bad_records: skip to pass over bad records")
+        raise UserError(f"{path}: record {number} {fault}. {remedy}, or set bad_records: skip to pass over bad records")
+    shown = ", ".join(f"record {number} {fault}" for number, (fault, _) in faults[:FAULTS_SHOWN])
     shown += ", ..." * (len(faults) > FAULTS_SHOWN)
     if len(faults) > max_bad_records:
         raise UserError(
@@ -149,14 +134,10 @@ def _fault(label, size, n_classes):
 
 
 def check_images(images: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a training run can read each of the images. All are decoded, but for those that are too large.
-
-    Args:
-        images: tf.string [n], encoded.
+    """Whether a training run can read each of some encoded images, tf.string [n]. All are decoded, but for those that are too large.
 
     Returns:
-        (bool [n], whether it is a JPEG or PNG that can be decoded, of at most `MAX_PIXELS`; int64 [n, 2], its width and height, 0 where
-        it is neither, or damaged).
+        bool [n], whether it is a JPEG or PNG of at most `MAX_PIXELS` that can be decoded; int64 [n, 2], its width and height, 0 if unknown.
     """
     batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -174,7 +155,7 @@ def _sizes_or_zeros(images):
             sizes = np.zeros((len(images), 2), np.int64)
             for i, encoded in enumerate(images):
                 with contextlib.suppress(*_BAD_CONTENT):
-                    sizes[i] = _size_of_one(encoded)[:2]
+                    sizes[i] = _size(encoded)[:2]
             return sizes
 
 
@@ -206,9 +187,6 @@ def _size(encoded):
         lambda: tf.int64.max,
     )
     return tf.concat([size, [decoded_size]], 0)
-
-
-_size_of_one = tf.function(_size, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
 
 def decode(encoded: tf.Tensor, shrinkage: int = 1) -> tf.Tensor:

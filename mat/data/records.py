@@ -38,13 +38,9 @@ def class_list(content: bytes) -> list[str]:
 
 
 def make_example(jpeg: bytes, wnid: str | None = None, label: int | None = None, box: Sequence[int] | None = None) -> bytes:
-    """One serialized record, a `tf.train.Example`; those of test images have neither a class nor a box.
+    """One serialized record, a `tf.train.Example`, of a JPEG or PNG; those of test images have neither a class nor a box.
 
-    Args:
-        jpeg: content of the JPEG or PNG file.
-        wnid: WordNet id of the class.
-        label: the line number of `wnid` in wnids.txt, from 0.
-        box: (xmin, ymin, xmax, ymax) of the object, pixels.
+    `label` is the line number of `wnid` in wnids.txt, from 0; `box` is (xmin, ymin, xmax, ymax) in pixels.
     """
     features = {IMAGE: _bytes(jpeg), FORMAT: _bytes(b"png" if jpeg.startswith(b"\x89PNG") else b"jpeg")}
     if wnid is not None:
@@ -55,20 +51,15 @@ def make_example(jpeg: bytes, wnid: str | None = None, label: int | None = None,
 
 @contextlib.contextmanager
 def staged(destination: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary directory below `destination`. Its files move into `destination` when the block ends, unless by an error.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    destination = pathlib.Path(destination)
-    destination.mkdir(parents=True, exist_ok=True)
+    """A temporary directory below `destination`, an `OSError` where none can be; its files move up when the block ends without an error."""
+    os.makedirs(destination, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination, prefix="unfinished-") as stage:
         try:
             yield pathlib.Path(stage)
         except tf.errors.OpError as error:  # TensorFlow's own file system
             raise OSError(error.message) from None
         for path in sorted(pathlib.Path(stage).iterdir()):
-            os.replace(path, destination / path.name)
+            os.replace(path, pathlib.Path(destination) / path.name)
 
 
 def write_records(path: str | os.PathLike, examples: Iterable[bytes]) -> None:

@@ -27,17 +27,14 @@ _UNPACK = "Unpack it and give the folder"
 class Source:
     """The files below the directory of wnids.txt, by their names relative to it; hidden files and such as `Thumbs.db` are passed over.
 
-    Args:
-        path: the folder or archive, for messages.
-        files: (name, what `read_file` takes) of all its files.
-        read_file: gives the bytes of one of them.
+    `files` has a name and a handle of each file of the folder or archive `path`, and `read_file` the bytes for a handle.
     """
 
     def __init__(self, path: pathlib.Path, files: Iterable[tuple[str, Any]], read_file: Callable[[Any], bytes]) -> None:
+        self.path, self._read_file = path, read_file
         named = ((posixpath.normpath(name.replace("\\", "/")), file) for name, file in files)
         plain = {name: file for name, file in named if not _JUNK.search(name)}
         root = _root(path, plain)
-        self.path, self._read_file = path, read_file
         self._files = {name.removeprefix(root): file for name, file in plain.items() if name.startswith(root)}
         self._folded = sorted((fold(name), name) for name in self._files)
 
@@ -57,8 +54,7 @@ class Source:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        found = self.find(name)
-        if found is None:
+        if (found := self.find(name)) is None:
             raise UserError(f"{self.path}: {single_line(name)} is missing. Add it, or give the official folder or zip")
         try:
             return self._read_file(self._files[found])
@@ -86,11 +82,7 @@ def by_number(name: str) -> list[str | int]:
 
 
 def open_source(path: str | os.PathLike) -> Source:
-    """The `Source` of a folder or a zip archive.
-
-    Raises:
-        UserError: it is neither, or cannot be read.
-    """
+    """The `Source` of a folder or a zip archive; a `UserError` tells what else it is, or why it cannot be read."""
     path, kind = pathlib.Path(path), ZIP
     try:
         if path.is_dir():

@@ -24,10 +24,7 @@ CLASSES_SHOWN = 5
 
 
 def read_splits(dataset: str, data_dir: str | os.PathLike, *, n_classes: int, max_bad_records: int = 0) -> tuple[Records, Records]:
-    """The training and validation records, see `read_records`.
-
-    Args:
-        dataset: "tiny_imagenet", or "demo", which is written first where it is missing.
+    """The training and validation records of a `dataset`, "tiny_imagenet" | "demo", which is written first where it is missing.
 
     Raises:
         UserError: as `read_records`, the demo cannot be written, or wnids.txt lists another number of classes.
@@ -40,10 +37,8 @@ def read_splits(dataset: str, data_dir: str | os.PathLike, *, n_classes: int, ma
         raise UserError(f"{error.filename or data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
     wnids = _wnids(data_dir)
     if wnids and len(wnids) != n_classes:
-        raise UserError(
-            f"{data_dir}: n_classes is {n_classes}, and wnids.txt lists {len(wnids)} classes. Set n_classes: {len(wnids)}, or data_dir to "
-            "the data that is meant"
-        )
+        remedy = f"Set n_classes: {len(wnids)}, or data_dir to the data that is meant"
+        raise UserError(f"{data_dir}: n_classes is {n_classes}, and wnids.txt lists {len(wnids)} classes. {remedy}")
     train, validation = (read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records) for split in LABELED_SPLITS)
     return train, validation
 
@@ -80,11 +75,7 @@ def _wnids(data_dir):
 
 
 def describe(splits: tuple[Records, Records], data_dir: str | os.PathLike, *, image_size: int, n_classes: int) -> dict[str, str]:
-    """What the data is, and what about it may spoil a result, in words for the plan of a run.
-
-    Returns:
-        lines by name: `data`, and where there is something to doubt `data sizes` and `data classes`.
-    """
+    """What the data is, as lines by name for the plan of a run: `data`, and where it may spoil a result `data sizes` and `data classes`."""
     kinds = dict(zip(("training", "validation"), splits, strict=True))
     counts = " and ".join(f"{len(records.labels):,} {kind}" for kind, records in kinds.items())
     sizes = np.concatenate([records.sizes for records in splits])
@@ -93,20 +84,16 @@ def describe(splits: tuple[Records, Records], data_dir: str | os.PathLike, *, im
     names = class_names(data_dir, n_classes)
     warnings: dict[str, list[str]] = {"data sizes": [], "data classes": []}
     for kind, records in kinds.items():
-        warnings["data sizes"] += [f"{share:.0%} of the {kind} images are {what}" for what, share in _distorted(records.sizes, image_size)]
+        shorter, longer = records.sizes.min(axis=1), records.sizes.max(axis=1)
+        distorted = {
+            f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": longer > LARGEST_ASPECT_RATIO * shorter,
+            f"enlarged {LARGEST_SCALE} times or more": image_size >= LARGEST_SCALE * shorter,
+            f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": shorter > LARGEST_SHRINKAGE * image_size,
+        }
+        shares = {what: np.mean(images) for what, images in distorted.items()}
+        warnings["data sizes"] += [f"{share:.0%} of the {kind} images are {what}" for what, share in shares.items() if share > FEW]
         if missing := np.setdiff1d(np.arange(n_classes), records.labels).tolist():
             shown = ", ".join(names[label] for label in missing[:CLASSES_SHOWN]) + ", ..." * (len(missing) > CLASSES_SHOWN)
             warnings["data classes"].append(f"{len(missing)} of {n_classes} classes have no {kind} image ({single_line(shown)})")
     lines = {"data": f"{data_dir}: {counts} images of {real}{resized}, {n_classes} classes"}
     return lines | {name: f"WARNING: {'; '.join(parts)}" for name, parts in warnings.items() if parts}
-
-
-def _distorted(sizes, image_size):
-    """(what, share) of the distortions that more than a few images of `sizes` [N, 2] suffer when they are resized."""
-    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
-    shares = {
-        f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": longer > LARGEST_ASPECT_RATIO * shorter,
-        f"enlarged {LARGEST_SCALE} times or more": image_size >= LARGEST_SCALE * shorter,
-        f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": shorter > LARGEST_SHRINKAGE * image_size,
-    }
-    return [(what, np.mean(suffer)) for what, suffer in shares.items() if np.mean(suffer) > FEW]

@@ -34,14 +34,10 @@ def load_dataset(
     epoch: int = 0,
     max_bad_records: int = 0,
 ) -> tf.data.Dataset:
-    """One epoch of a split, "train" | "validation": `read_records`, then `train_dataset` or `validation_dataset`.
+    """One epoch of a split, "train" | "validation": `read_records`, which may raise a `UserError`, then the split's dataset.
 
     Returns:
         batches of (images float32 [B, image_size, image_size, 3] in [0, 1], labels float32 [B, n_classes]).
-
-    Raises:
-        UserError: as `read_records`.
-        ValueError: an unknown split.
     """
     if split not in LABELED_SPLITS:
         raise ValueError(f"split must be one of {LABELED_SPLITS}. Received: {split!r}")
@@ -85,7 +81,7 @@ def validation_dataset(records: Records, *, batch_size: int, n_classes: int, ima
     images = tf.data.Dataset.from_tensor_slices(records.images).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     if cached and 3 * int(records.sizes.prod(axis=1).sum()) < _CACHE_BYTES:
         images = images.cache()
-    images = images.map(lambda image: resize(as_float(image), image_size), num_parallel_calls=tf.data.AUTOTUNE)
+    images = images.map(lambda image: resize(tf.image.convert_image_dtype(image, tf.float32), image_size), tf.data.AUTOTUNE)
     batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)
     return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
 
@@ -93,12 +89,8 @@ def validation_dataset(records: Records, *, batch_size: int, n_classes: int, ima
 def initial_images(records: Records, targets: np.ndarray, *, targeted: bool, image_size: int, seed: int) -> tf.data.Dataset:
     """The images that a data-initialized bank starts from (INIT): one augmented training image for each patch.
 
-    The k-th patch of a class gets the k-th example of that class in a shuffled order of its own; where a class has fewer, an example
-    serves again under another augmentation. Only these examples are decoded.
-
-    Args:
-        targets: integers [P], the class of each patch.
-        targeted: False takes any example for any patch, in the shuffled order.
+    The k-th patch of a class, by `targets` [P], gets the k-th example of that class in a shuffled order of its own; where a class has
+    fewer, an example serves again under another augmentation. If not `targeted`, any patch gets any example. Only these are decoded.
 
     Returns:
         P images, float32 [image_size, image_size, 3] in [0, 1].
@@ -130,9 +122,7 @@ def _augmented_images(records, examples, seeds, image_size):
     missing = -len(examples) % _IMAGES_PER_CALL
     examples, seeds = np.pad(examples, (0, missing), "edge"), np.pad(seeds, ((0, missing), (0, 0)), "edge")
     calls = tf.data.Dataset.from_tensor_slices((examples.reshape(-1, _IMAGES_PER_CALL), seeds.reshape(-1, _IMAGES_PER_CALL, 2)))
-    return calls.map(
-        lambda indices, seeds: _load(tf.gather(records.images, indices), indices, seeds, image_size), num_parallel_calls=tf.data.AUTOTUNE
-    )
+    return calls.map(lambda indices, seeds: _load(tf.gather(records.images, indices), indices, seeds, image_size), tf.data.AUTOTUNE)
 
 
 @tf.function(autograph=False)  # traced once, not in every epoch
@@ -156,7 +146,8 @@ def augment(image: tf.Tensor, image_size: int, seed: tf.Tensor) -> tf.Tensor:
     image = tf.slice(image, begin, size)  # crop and flip move bytes, a quarter of what they would as floats
     flip = tf.random.stateless_uniform([], seeds[1]) < 0.5
     image = tf.reverse(image, axis=tf.range(1, 1 + tf.cast(flip, tf.int32)))  # no axis: as it is; a tf.cond costs more than the flip
-    image = tf.image.adjust_saturation(as_float(image), tf.random.stateless_uniform([], seeds[2], *SATURATION))
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    image = tf.image.adjust_saturation(image, tf.random.stateless_uniform([], seeds[2], *SATURATION))
     return resize(image, image_size)
 
 
@@ -173,8 +164,3 @@ def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
 def smooth_one_hot(labels: tf.Tensor, n_classes: int, label_smoothing: float) -> tf.Tensor:
     """One-hot labels, clipped to [s / (n_classes - 1), 1 - s] where the smoothing s is above 0: integers [B] -> float32 [B, n_classes]."""
     return tf.clip_by_value(tf.one_hot(labels, n_classes), label_smoothing / (n_classes - 1), 1.0 - label_smoothing)
-
-
-def as_float(image: tf.Tensor) -> tf.Tensor:
-    """uint8 image in 0..255 -> float32 in [0, 1]; a float image stays as it is."""
-    return tf.image.convert_image_dtype(image, tf.float32)

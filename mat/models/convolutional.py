@@ -14,13 +14,6 @@ STD_EPSILON = 1e-5  # added to a kernel's standard deviation
 class StandardizedConv2D(PreparedLayer):
     """Convolution whose kernel is standardized before use, see `standardize`, with 'same' padding and bias.
 
-    Args:
-        filters: number of output channels.
-        kernel_size: height and width of the kernel, pixels.
-        strides: stride in both directions, pixels.
-        kernel_initializer: initializer of the raw kernel.
-        **kwargs: of `keras.layers.Layer`.
-
     Call arguments:
         inputs: [B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), filters].
     """
@@ -58,11 +51,7 @@ class StandardizedConv2D(PreparedLayer):
 
 
 def standardize(kernel: tf.Tensor) -> tf.Tensor:
-    """`(w - mean) / (std + 1e-5)` of a float32 kernel [h, w, C, filters], over all axes but the last.
-
-    Reference:
-        Weight Standardization, arXiv:1903.10520.
-    """
+    """Weight standardization, arXiv:1903.10520: `(w - mean) / (std + 1e-5)` of a float32 kernel [h, w, C, filters], by filter."""
     kernel = tf.convert_to_tensor(kernel)
     axes = [0, 1, 2]
 

@@ -20,11 +20,6 @@ class StripNormalization(PreparedLayer):
     `gamma.reshape(groups, C / groups)[s, p mod (C / groups)]`. `keras.layers.GroupNormalization` has weights of the same shapes and
     computes something else.
 
-    Args:
-        groups: number of strips.
-        epsilon: added to the variance.
-        **kwargs: of `keras.layers.Layer`.
-
     Call arguments:
         inputs: [B, H, W, C] -> the same shape; C must be a multiple of `groups`.
     """
@@ -73,10 +68,7 @@ def _normalize(strips, gamma, beta, epsilon, *, xla):
     gradient keeps nothing of the size of `strips` but `strips` and needs two sums a column, and elementwise work is fused. The variance
     from such sums has a relative error of about 1e-7 (mean / deviation)^2, which matters where strips lie a hundred deviations from zero.
 
-    Args:
-        strips: [B, groups, rows, row], of any float dtype; all arithmetic is float32.
-        gamma, beta: float32 [groups, 1, row].
-        xla: whether XLA compiles the function that this is part of.
+    `strips` [B, groups, rows, row] may be of any float dtype, all arithmetic is float32; `gamma` and `beta` are float32 [groups, 1, row].
     """
     fuse = not xla and not tf.config.get_visible_devices("GPU")  # where XLA may lack what it needs, and a kernel is soon launched
     affine, product, to_inputs = (fused if fuse else function for function, fused in _ELEMENTWISE)

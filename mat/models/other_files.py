@@ -16,15 +16,12 @@ _STARTS = [  # how files of models and arrays begin
     (_ZIP + rb"[^/]+/(data\.pkl|version|byteorder|\.)|\x80[\x02-\x05]", _PICKLE),
     (_ZIP + rb"[^/]*\.npy|\x93NUMPY", "a file of NumPy arrays. Give an .h5 file; a bank of patches is given with --bank"),
     (rb"model_checkpoint_path:", _CHECKPOINT),
+    (rb"version https://git-lfs", f"{LFS}. Fetch the file itself with git lfs pull"),
 ]
 
 
 def refuse_other_files(path: str | os.PathLike[str]) -> None:
-    """Refuse a path where no file is, and files that are known to be something else than weights.
-
-    Raises:
-        UserError: the message says what is there, and what to give instead.
-    """
+    """Refuse a path where no file is, and files of other kinds, in a `UserError` that tells what is there and what to give instead."""
     try:
         other = _other_kind(path)
     except OSError as error:
@@ -52,5 +49,4 @@ def _other_kind(path):
         return _CHECKPOINT
     if (kind := kind_of_file(start)) == UNKNOWN:
         return None
-    remedy = "Unpack it first" if kind.endswith("archive") else "Fetch the file itself, or copy it again"
-    return f"{kind}. {'Fetch the file itself with git lfs pull' if kind == LFS else remedy}"
+    return f"{kind}. {'Unpack it first' if kind.endswith('archive') else 'Fetch the file itself, or copy it again'}"

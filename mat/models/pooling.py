@@ -11,11 +11,7 @@ def last_feature_map(image_size: int, n_stacks: int) -> int:
 
 
 def pool_size(feature_map: int) -> int:
-    """Height and width of the pooled cells: the smallest divisor of the feature map's that is at least 8, so that no pixel is left out.
-
-    Raises:
-        ValueError: the feature map is smaller than 8x8.
-    """
+    """Height and width of the pooled cells: the smallest divisor of the feature map's that is at least 8, so that no pixel is left out."""
     if feature_map < SMALLEST_POOL:
         raise ValueError(f"the feature map must be at least {SMALLEST_POOL}x{SMALLEST_POOL}. Received: {feature_map}x{feature_map}")
     return next(size for size in range(SMALLEST_POOL, feature_map + 1) if feature_map % size == 0)

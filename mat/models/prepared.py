@@ -31,13 +31,9 @@ class PreparedLayer(keras.layers.Layer):
 
 @contextlib.contextmanager
 def prepared_once(model: Callable, *, xla: bool) -> Iterator[None]:
-    """Prepare the weights of a model's layers once, on entry, for all its calls in the block.
+    """Prepare the weights of a model's layers once, on entry, for all its calls in the block; a plain function as model has none.
 
-    Gradients flow to the weights where a tape was recording on entry.
-
-    Args:
-        model: a `keras.Model`, or any function, which has no such layers.
-        xla: whether the block is compiled with XLA; if not, layers may use operations that XLA does not know.
+    Gradients flow to the weights where a tape was recording on entry. `xla` tells whether the block is compiled with XLA.
     """
     layers = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, PreparedLayer)]
     try:

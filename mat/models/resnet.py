@@ -83,14 +83,12 @@ def create_resnet(
     """The original's `resnet_v1`: float images [B, H, W, 3] in [0, 1] -> logits float32 [B, n_classes].
 
     Args:
-        image_size: height and width of the images; the last feature map must be at least 8x8, see `mat.models.pooling`.
-        n_classes: number of logits.
+        image_size: height and width; the last feature map must be at least 8x8, see `mat.models.pooling`.
         depth: 6 n + 2 for n blocks in each of the original's three-stack networks: n = (depth - 2) // 6 blocks a stack here too.
         width: 16 * width filters in the first stack, doubled in each next one.
-        n_stacks: number of stacks; each but the first starts with stride 2.
+        n_stacks: each stack but the first starts with stride 2.
         normalization: strip | group | batch | layer | none.
         dtype: float32 | mixed_bfloat16, a Keras dtype policy.
-        seed: seed of the initial weights.
     """
     layers = _Layers(normalization, dtype, seed)
     filters = 16 * width

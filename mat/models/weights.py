@@ -33,8 +33,6 @@ from mat.models.other_files import WHOLE_MODEL, refuse_other_files
 if TYPE_CHECKING:
     import keras
 
-KERAS_VERSION = b"2.2.4-tf"  # the Keras of TensorFlow 1.14
-
 RELEASED = "tiny_imagenet_weights_074.h5"
 RELEASED_URL = f"https://github.com/boschresearch/meta-adversarial-training/raw/HEAD/weights/{RELEASED}"
 RELEASED_BLOB = "5bfac62e2ebd95dffde92ba7ebb485ecffc59b0f"  # git's SHA-1
@@ -57,7 +55,7 @@ def load_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
             keras_3 = "layers" in file and "layer_names" not in file.attrs
             names = _class_names(layers) if keras_3 else [layer.name for layer in layers]
             model_layers = sorted(zip(names, layers, strict=True), key=_by_creation)
-            file_layers = sorted(_keras_3_layers(file) if keras_3 else _original_layers(file), key=_by_creation)
+            file_layers = sorted(_file_layers(file, keras_3), key=_by_creation)
             if difference := _difference(model_layers, file_layers):
                 keys = "depth, width, n_stacks, n_classes, image_size and normalization"
                 remedy = f"Give the config the {keys} that the file was trained with"
@@ -80,7 +78,7 @@ def save_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     with h5py.File("weights", "w", driver="core", backing_store=False) as file:
         file.attrs["layer_names"] = np.array([layer.name.encode() for layer in model.layers])
         file.attrs["backend"] = b"tensorflow"
-        file.attrs["keras_version"] = KERAS_VERSION
+        file.attrs["keras_version"] = b"2.2.4-tf"  # of TensorFlow 1.14
         for layer in model.layers:
             group = file.create_group(layer.name)
             names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
@@ -92,17 +90,14 @@ def save_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     replace_file(path, content)
 
 
-def _original_layers(file):
-    """(name, datasets) of every layer with weights in a file of the original's layout."""
-    groups = [(name.decode(), file[name]) for name in file.attrs["layer_names"]]
-    layers = [(name, [group[weight] for weight in group.attrs["weight_names"]]) for name, group in groups]
+def _file_layers(file, keras_3):
+    """(name, datasets) of every layer with weights in a file."""
+    if keras_3:
+        layers = [(name, [group[f"vars/{i}"] for i in range(len(group["vars"]))]) for name, group in file["layers"].items()]
+    else:
+        groups = [(name.decode(), file[name]) for name in file.attrs["layer_names"]]
+        layers = [(name, [group[weight] for weight in group.attrs["weight_names"]]) for name, group in groups]
     return [(name, datasets) for name, datasets in layers if datasets]
-
-
-def _keras_3_layers(file):
-    """(class name, datasets) of every layer with weights in a file of Keras 3."""
-    layers = [(name, group["vars"]) for name, group in file["layers"].items()]
-    return [(name, [variables[str(i)] for i in range(len(variables))]) for name, variables in layers if len(variables)]
 
 
 def _class_names(layers):
