@@ -1,5 +1,5 @@
-# make train [CONFIG=configs/mat.yaml] [ARGS="--set n_epochs=2"], make test, make lint, make check (both), make setup (makes .venv, which
-# the others do first).
+# make train [CONFIG=configs/mat.yaml] [ARGS="--set n_epochs=2"], make test, make lint, make check (lint and test), make setup (.venv). The
+# others make .venv first if it is missing.
 # PYTHON=python3.12 picks another interpreter for it.
 
 CONFIG ?= configs/demo.yaml

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from mat.cli.config_model import Changeable, Name, Path, Section, Several, YesNo, key
 from mat.cli.errors import UserError
 from mat.cli.files import replace_file
-from mat.cli.paths import check_result_path, fill_in, literal_name
+from mat.cli.paths import check_result_path, expand_unique_name, literal_name
 from mat.cli.text import format_value, single_line
 from mat.cli.yaml_reader import apply_override, read_mapping
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
@@ -201,7 +201,7 @@ class PatchTrainingConfig(Section):
             apply_override(values, override)
         try:
             config = cls(**values)
-            return config.replace(unique_name=fill_in(config.unique_name, config.to_values(), resume=resume))
+            return config.replace(unique_name=expand_unique_name(config.unique_name, config.to_values(), resume=resume))
         except UserError as error:
             source = f"{path} with --set {single_line(' '.join(overrides))}" if overrides else path
             raise UserError(f"{source}: {error}") from None

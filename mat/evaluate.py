@@ -15,7 +15,7 @@ from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models.other_files import refuse_other_files
 from mat.robustness.store import report_path
 
-STATUS = """
+_EXIT_STATUSES = """
 exit status:
   0 done; 2 the config, the data, the weights, the patches or the report directory are at fault;
   130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 1 a bug"""
@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mat-evaluate",
         description="Measure a model's accuracy on clean images and under universal patch attacks, and write a report.",
-        epilog=EvaluationConfig.key_list() + STATUS,
+        epilog=EvaluationConfig.key_list() + _EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     meaning = "YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml"

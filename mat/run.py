@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from mat.cli.console import console
-from mat.cli.devices import configure, memory_limits, use_xla
+from mat.cli.devices import configure, report_out_of_memory, use_xla
 from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
@@ -84,7 +84,7 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
     results = ResultDirectory(config.result_dir, resume=resume, checkpoints_to_keep=config.checkpoints_to_keep, resume_config=resume_config)
     earlier = read_record(results, config) if resume else None
     configure(precision=config.precision, deterministic=config.deterministic)
-    with memory_limits(lambda: _memory_advice(config, results)):
+    with report_out_of_memory(lambda: _memory_advice(config, results)):
         model = create_model(config)
         if config.initial_weights is not None and earlier is None:
             load_weights(model, config.initial_weights)

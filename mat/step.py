@@ -29,10 +29,11 @@ class TrainingStep(tf.Module):
         targeted: whether I-FGSM drives each image to its patch's target class.
         patch_lr: sigma of the Reptile update.
         weight_decay: factor of the sum of squared convolution kernels in the loss (no factor one half).
+        seed: the config's, of the trials.
         jit_compile: compile with XLA, as a whole.
 
-    The state is `model`, `bank`, `optimizer` (its `learning_rate` is for the caller to set), `step` (the next step's number), and the
-    sums over the steps since `reset_metrics`.
+    The state is `model`, `bank`, `optimizer` (its `learning_rate` is for the caller to set), `step` (the next step's number),
+    `failed_step` (of the first step that was not finite, else -1), and the sums over the steps since `reset_metrics`.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class TrainingStep(tf.Module):
     def _commit(self, loss, accuracy, gradients, statistics, refined, indices):
         """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite.
 
-        Then the model's non-trainable variables go back to `statistics`, their values before the step.
+        In that case the model's non-trainable variables go back to `statistics`, their values before the step.
         """
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
         self.failed_step.assign(tf.where(finite | (self.failed_step >= 0), self.failed_step, self.step))

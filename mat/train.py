@@ -17,7 +17,7 @@ from mat.cli.paths import expand_path, literal_name
 from mat.cli.signals import raised_signals
 from mat.config import PatchTrainingConfig
 
-EXIT_STATUSES = """
+_EXIT_STATUSES = """
 exit status:
   0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
   130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, all after the step in hand is saved; 1 a bug"""
@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mat-train",
         description="Train an image classifier to be robust against universal patches, by meta adversarial training (arXiv:2101.11453).",
-        epilog=PatchTrainingConfig.key_list() + EXIT_STATUSES,
+        epilog=PatchTrainingConfig.key_list() + _EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", type=expand_path, help="YAML file, such as configs/demo.yaml; its keys: see below")
@@ -55,7 +55,7 @@ def train(arguments: argparse.Namespace) -> None:
         from mat.trainer import Trainer
 
         configs = [config, config.without_patches()] if config.plain_baseline else [config]
-        resume_config = config.result_dir / "config.yaml"  # goes on with both
+        resume_config = config.result_dir / "config.yaml"  # resumes both runs
         # Both are built, and so checked, before the hours of the first.
         runs = [build_run(each, resume=arguments.resume, resume_config=resume_config) for each in configs]
     reports = [Trainer(run).fit().report for run in runs]

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from mat.cli.console import console
-from mat.cli.devices import memory_limits, use_xla
+from mat.cli.devices import report_out_of_memory, use_xla
 from mat.cli.errors import NonFiniteLossError, StoppedError
 from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
@@ -18,7 +18,7 @@ from mat.models.prepared import compile_with
 from mat.results.run_directory import BANK_FILE, CONFIG_FILE
 from mat.results.summary import print_plan, print_summary
 from mat.robustness.measure import measure_robustness
-from mat.robustness.report import robust_words
+from mat.robustness.report import headline_text
 from mat.robustness.store import report_path
 from mat.run import TrainingRun
 from mat.step import is_correct
@@ -69,10 +69,10 @@ class Trainer:
             with noted_signals() as self._stop, results.opened():
                 config.to_yaml(results.path / CONFIG_FILE)
                 self._write_log()
-                for row in run.record.rows:  # what a damaged file lost
+                for row in run.record.rows:  # values that the event files lack
                     results.write_events(row)
                 if first_epoch < config.n_epochs:
-                    with memory_limits(run.memory_advice):
+                    with report_out_of_memory(run.memory_advice):
                         self._train()
                 else:
                     console.print(f"{results.path}: this run is finished; nothing is left to train")
@@ -80,10 +80,10 @@ class Trainer:
                 report = self._evaluate()
                 self._stop_if_asked()
         except OSError as error:
-            raise results.unusable(error) from None
+            raise results.unusable_error(error) from None
         accuracies = [row["validation_accuracy"] for row in run.record.rows[first_epoch:]]
         if accuracies:
-            robust = robust_words(report) if report else None
+            robust = headline_text(report) if report else None
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
         return TrainingResult(accuracies, report)
 
@@ -193,7 +193,7 @@ class Trainer:
                 weights=weights,
                 bank=bank if run.bank is not None and "bank" in protocol.starts else None,
                 resume=True,
-                or_next=True,
+                numbered=True,
             )
         self._log_robust_accuracy(report["headline"]["robust"]["accuracy"], quick=quick)
         return report

@@ -87,7 +87,7 @@ def undefended(tmp_path_factory):
 
 @pytest.fixture
 def golden_model():
-    """The same; each test may change its own."""
+    """The original's network at width 1, loaded anew for each test, which may change it."""
     return load_golden_model()
 
 

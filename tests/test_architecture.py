@@ -1,4 +1,4 @@
-"""The structure of the package: which room imports which, and how large its parts may be."""
+"""The structure of the package: which part imports which, and how large its parts may be."""
 
 import ast
 import collections
@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "mat").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 
-# Rooms: a room imports from the lines below its own, and from itself.
-ROOMS = [
+# A part (a package, or a module of the top level) imports from the lines below its own, and from itself.
+LAYERS = [
     {"train", "evaluate", "tools"},
     {"trainer"},
     {"run"},
@@ -46,25 +46,32 @@ def imports(path):
 GRAPH = {module_name(path): set(imports(path)) for path in SOURCES}
 
 
-def room(module):
+def part_of(module):
     return module.split(".")[1] if "." in module else ""
 
 
+def test_the_document_shows_the_layers():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    assert [set(line.split()) for line in text.split("## What may import what")[1].split("```")[1].strip().splitlines()] == LAYERS
+
+
 def test_imports_point_one_way():
-    level = {name: i for i, rooms in enumerate(ROOMS) for name in rooms}
-    edges = [(one, other) for one, others in GRAPH.items() for other in others if "" not in (room(one), room(other))]
+    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    edges = [(one, other) for one, others in GRAPH.items() for other in others if "" not in (part_of(one), part_of(other))]
     assert len(edges) > 100
-    assert {room(module) for module in GRAPH} - {""} == set(level)
-    assert [(one, other) for one, other in edges if room(one) != room(other) and level[room(one)] >= level[room(other)]] == []
+    assert {part_of(module) for module in GRAPH} - {""} == set(level)
+    assert [(one, other) for one, other in edges if part_of(one) != part_of(other) and level[part_of(one)] >= level[part_of(other)]] == []
     graphlib.TopologicalSorter(GRAPH).prepare()  # raises a CycleError
 
 
 def test_leaves_do_not_know_the_config():
-    assert [module for module, others in GRAPH.items() if room(module) in WITHOUT_CONFIG and "mat.config" in others] == []
+    assert [module for module, others in GRAPH.items() if part_of(module) in WITHOUT_CONFIG and "mat.config" in others] == []
 
 
 def test_nobody_imports_the_tools():
-    assert [module for module, others in GRAPH.items() if room(module) != "tools" and any(room(other) == "tools" for other in others)] == []
+    assert [
+        module for module, others in GRAPH.items() if part_of(module) != "tools" and any(part_of(other) == "tools" for other in others)
+    ] == []
 
 
 def test_module_names_are_told_apart():

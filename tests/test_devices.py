@@ -108,7 +108,7 @@ EXHAUSTED = tf_error("ResourceExhausted", "Graph error:\n\n{{function_node Conv2
     ],
 )
 def test_only_memory_is_told_as_memory(error, words):
-    with pytest.raises(UserError if words else type(error)) as raised, devices.memory_limits(lambda: "batch_size: 8"):
+    with pytest.raises(UserError if words else type(error)) as raised, devices.report_out_of_memory(lambda: "batch_size: 8"):
         raise error
     assert words is None or words in str(raised.value)
 

@@ -52,7 +52,7 @@ def test_a_quick_evaluation_writes_its_report_beside_the_weights(command):
         "forward passes of one image",
         "clean accuracy",
         f"{robust['accuracy']:.1%} ({robust['low']:.1%} to {robust['high']:.1%}) under the worst of 9 universal patches (white-box)",
-        "WARNING: not true that the interval is at most 7.0% wide",  # 20 images are too few
+        "WARNING: failed check: the interval is at most 7.0% wide",  # 20 images are too few
     ):
         assert words in output
     assert clean["n_images"] == len((REPORT / "examples.csv").read_text().splitlines()) - 1 == 20

@@ -156,7 +156,7 @@ def test_class_names_are_no_formulas_and_examples_are_numbered_as_their_records_
 
 def test_a_report_of_another_evaluation_does_not_count(run, tmp_path, capsys):
     def report_of(protocol):
-        return run(protocol, tmp_path / "report", resume=True, or_next=True)[0]
+        return run(protocol, tmp_path / "report", resume=True, numbered=True)[0]
 
     weak, strong = report_of(FAST), report_of(FAST.replace(iterations=2))
     assert [report["grid"][0]["iterations"] for report in (weak, strong)] == [1, 2]

@@ -82,7 +82,7 @@ def test_a_directory_holds_one_evaluation(tmp_path, saved, resume, words):
     with pytest.raises(UserError, match=f"report: {words}"):
         ReportDirectory(tmp_path / "report", {"seed": 0}, resume=resume)
     for _ in range(2):
-        another = ReportDirectory(tmp_path / "report", {"seed": 0}, resume=True, or_next=True)
+        another = ReportDirectory(tmp_path / "report", {"seed": 0}, resume=True, numbered=True)
         assert another.path == tmp_path / ("report_2" if resume else "report")
         another.create()
 
@@ -92,13 +92,13 @@ def test_foreign_patches_come_from_one_finished_evaluation(tmp_path):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "universal_patches.npz", **ARRAYS)
     with pytest.raises(UserError, match="no finished evaluation"):
-        find_patches(tmp_path, but_not=tmp_path)
+        find_patches(tmp_path, exclude=tmp_path)
     for name in ("a_quick_evaluation", "b_evaluation"):
         (tmp_path / name / "report.json").write_bytes(REPORT)
     with pytest.raises(UserError, match=r"several evaluations to take patches from\. Give --patches-from one of .*a_quick.*, .*b_eval"):
-        find_patches(tmp_path, but_not=tmp_path)
+        find_patches(tmp_path, exclude=tmp_path)
     found = tmp_path / "b_evaluation" / "universal_patches.npz"
-    assert find_patches(tmp_path, but_not=tmp_path / "a_quick_evaluation") == find_patches(found.parent, but_not=tmp_path) == found
+    assert find_patches(tmp_path, exclude=tmp_path / "a_quick_evaluation") == find_patches(found.parent, exclude=tmp_path) == found
 
 
 @pytest.mark.parametrize(("name", "stem"), [("a_001.h5", "a_001"), ("a.weights.h5", "a")])

@@ -9,7 +9,7 @@ from mat.config import EvaluationConfig
 from mat.robustness.checklist import checklist
 from mat.robustness.intervals import accuracy_interval, images_needed
 from mat.robustness.plan import PatchSpec
-from mat.robustness.report import make_report, robust_words
+from mat.robustness.report import headline_text, make_report
 from mat.robustness.score import ScoredPatch, Scores
 from mat.robustness.tables import report_markdown
 
@@ -116,7 +116,7 @@ def test_the_headline_is_the_worst_of_everything_that_was_tried(changes, attack,
     assert report["headline"]["n_patches"] == len(tried)
     assert report["headline"]["every_image_under_its_worst_patch"]["n_correct"] == n_correct  # the same images are hard for all
     words = f"({robust['low']:.1%} to {robust['high']:.1%}) under the worst of {len(tried)} universal patches ({kind})"
-    assert robust_words(report) == f"{n_correct}.0% {words}"
+    assert headline_text(report) == f"{n_correct}.0% {words}"
     assert f"`{robust['name']}` ({kind})" in report_markdown(report).decode()
 
 

@@ -63,7 +63,7 @@ def quiet_stderr() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     saved = os.dup(2)
     command = [sys.executable, "-ISc", "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(text)"]
-    # In a session of its own, which the signals of a terminal or of a job's end do not reach.
+    # start_new_session: signals of the terminal, or of a job's end, do not reach it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as holder:
         try:
             os.dup2(holder.stdin.fileno(), 2)  # type: ignore[union-attr]

@@ -70,7 +70,7 @@ def precision_overrides(precision: str) -> str:
 
 
 @contextlib.contextmanager
-def memory_limits(advice: Callable[[], str]) -> Iterator[None]:
+def report_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
     """Within the block, memory that does not suffice, of the GPU or of the machine, ends in a `UserError` with this advice."""
     try:
         yield

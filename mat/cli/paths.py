@@ -36,7 +36,7 @@ def _expand_variables(text: str, change: Callable[[str], str] = str) -> str:
     return expanded
 
 
-def fill_in(template: str, values: dict[str, Any], *, resume: bool = False) -> str:
+def expand_unique_name(template: str, values: dict[str, Any], *, resume: bool = False) -> str:
     """The name that a `unique_name` with $VARIABLES and {placeholders} gives, else a `UserError`.
 
     `values` are those of all keys, sections as dicts; `/` in them becomes `_`, and `_` joins lists. With `resume`, {date} and {id} are

@@ -23,6 +23,6 @@ def format_value(value: Any) -> str:
 
 
 def single_line(text: str) -> str:
-    """Text of a file as a message shows it: in one line, short, and without what would steer a terminal."""
+    """Text of a file as a message shows it: in one line, short, and without control characters."""
     text = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."

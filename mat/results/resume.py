@@ -22,7 +22,7 @@ def read_record(directory: ResultDirectory, config: PatchTrainingConfig) -> dict
     try:
         record = directory.checkpoints.read_record()
     except OSError as error:
-        raise directory.unusable(error) from None
+        raise directory.unusable_error(error) from None
     if record is not None:
         try:
             saved = PatchTrainingConfig(**record["config"])
@@ -69,7 +69,7 @@ def restore(directory: ResultDirectory, config: PatchTrainingConfig, state: tf.t
     try:
         directory.checkpoints.restore(state)
     except OSError as error:
-        raise directory.unusable(error) from None
+        raise directory.unusable_error(error) from None
     _check_version(directory, config, record["versions"]["mat"])
     if record["versions"]["tensorflow"] != tf.__version__:
         console.print(

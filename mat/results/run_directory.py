@@ -59,7 +59,7 @@ class ResultDirectory:
         self._resume = resume
         try:
             if not resume and is_occupied(self.path):
-                raise self._exists()
+                raise self._exists_error()
             check_writable(self.path, "Change base_result_dir or unique_name")
             if self.checkpoints.directory.is_dir():
                 with self._locked():
@@ -69,7 +69,7 @@ class ResultDirectory:
             place = error.filename or self.path
             raise UserError(f"{place}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
 
-    def _exists(self) -> UserError:
+    def _exists_error(self) -> UserError:
         resumable = f", or continue its run with: {self.resume_command}" if (self.path / CONFIG_FILE).exists() else ""
         return UserError(
             f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
@@ -89,7 +89,7 @@ class ResultDirectory:
             OSError: a file cannot be written.
         """
         if not self._resume and is_occupied(self.path):
-            raise self._exists()
+            raise self._exists_error()
         self.path.mkdir(parents=True, exist_ok=True)
         self.checkpoints.directory.mkdir(exist_ok=True)
         with self._locked():
@@ -138,7 +138,7 @@ class ResultDirectory:
             console.print(f"{error.filename}: cannot be written: {error.strerror}; going on without it")
         self.events.write(epoch, {}, {"patches": patch_grid(patches[:MAX_PATCHES_IN_EVENTS])})
 
-    def unusable(self, error: OSError) -> UserError:
+    def unusable_error(self, error: OSError) -> UserError:
         """The message of a file that cannot be read or written."""
         return UserError(f"{error.filename or self.path}: cannot be read or written: {error.strerror or error}. {self.what_is_saved()}")
 

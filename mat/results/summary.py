@@ -61,12 +61,12 @@ def print_plan(
     }
     if n_left_out > MANY_LEFT_OUT * n_images:
         plan["batches"] = f"WARNING: batch_size: {config.batch_size} leaves {n_left_out:,} images out of each epoch"
-    if told := _precision_doubts(config.precision):
+    if told := _precision_warnings(config.precision):
         plan["precision"] = told
     print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
 
 
-def _precision_doubts(precision: str) -> str:
+def _precision_warnings(precision: str) -> str:
     """What makes a precision slower, or another, than it looks like; empty where nothing does."""
     slow = {"mixed_bfloat16": ("bfloat16", bfloat16_is_fast), "tensorfloat32": ("TensorFloat-32", tensorfloat32_is_fast)}
     told = []

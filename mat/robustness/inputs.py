@@ -9,12 +9,12 @@ from mat.cli.errors import UserError
 from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, REPORT_FILE, read_arrays
 
 
-def find_patches(run: str | os.PathLike[str], *, but_not: str | os.PathLike[str]) -> pathlib.Path:
+def find_patches(run: str | os.PathLike[str], *, exclude: str | os.PathLike[str]) -> pathlib.Path:
     """The patches file of the one finished evaluation in `run`: its own directory, or a training run's (`--patches-from`).
 
-    The evaluation in `but_not`, which asks for patches, does not count.
+    The evaluation in `exclude`, which asks for patches, does not count.
     """
-    run, own = pathlib.Path(run), pathlib.Path(but_not).resolve()
+    run, own = pathlib.Path(run), pathlib.Path(exclude).resolve()
     try:
         directories = [run] if (run / FITTED_PATCHES_FILE).is_file() else sorted(run.glob(f"*{EVALUATION_SUFFIX}*"))
         found = [d for d in directories if (d / FITTED_PATCHES_FILE).is_file() and (d / REPORT_FILE).is_file() and d.resolve() != own]

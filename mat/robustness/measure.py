@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from mat import __version__
 from mat.cli.console import console, print_facts
-from mat.cli.devices import device_name, memory_limits, precision_overrides, use_xla
+from mat.cli.devices import device_name, precision_overrides, report_out_of_memory, use_xla
 from mat.cli.errors import UserError
 from mat.cli.files import npz
 from mat.cli.progress import WorkProgress, duration
@@ -28,15 +28,17 @@ from mat.robustness.inputs import find_patches, read_bank, read_patches
 from mat.robustness.intervals import interval_text
 from mat.robustness.pictures import report_pictures
 from mat.robustness.plan import CURVE_PATCHES, EvaluationPlan, curve_specs, make_plan
-from mat.robustness.report import examples_csv, make_report, robust_words
-from mat.robustness.score import Scores, check_defined, control_patches, position_gradients, score_patches, vanishing_gradients
+from mat.robustness.report import examples_csv, headline_text, make_report
+from mat.robustness.score import Scores, check_finite, control_patches, position_gradients, score_patches, vanishing_gradients
 from mat.robustness.store import FITTED_PATCHES_FILE, REPORT_FILE, ReportDirectory, read_report
 from mat.robustness.tables import report_markdown
 from mat.robustness.universal import Images, UniversalAttacks, load_images
 
 Path = str | os.PathLike[str]
-NETWORK_KEYS = ("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision")
-SUBJECT_KEYS = (*NETWORK_KEYS, "patch_shape", "seed", "deterministic", "jit_compile")  # of the config; the results depend on them
+SUBJECT_KEYS = (  # of the config, those that the results depend on: a report counts for a run only if they are the same
+    *("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
+    *("patch_shape", "seed", "deterministic", "jit_compile"),
+)
 
 
 def measure_robustness(
@@ -49,7 +51,7 @@ def measure_robustness(
     bank: Path | None = None,
     patches_from: Path | None = None,
     resume: bool = False,
-    or_next: bool = False,
+    numbered: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a network by the protocol `config.evaluation` and write the report, unless it is there already; returns the report.
 
@@ -60,18 +62,18 @@ def measure_robustness(
         patches_from: directory of an evaluation of another network, whose patches are tried on this one.
         resume: continue the evaluation in the directory. A finished report counts if protocol, data, weights, bank, foreign patches and
             the versions of this program and of TensorFlow are the same.
-        or_next: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
+        numbered: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
 
     Raises:
         UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
-    foreign = find_patches(patches_from, but_not=directory) if patches_from else None
+    foreign = find_patches(patches_from, exclude=directory) if patches_from else None
     plan = make_plan(config, splits, bank=start_bank, transferred=read_patches(foreign) if foreign else [])
     files = {"weights": weights, "bank": bank, "patches_from": foreign}
     subject, protocol = _subject(config, splits, files), config.to_values()["evaluation"]
     fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
-    results = ReportDirectory(directory, subject | fixed, resume=resume, or_next=or_next)
+    results = ReportDirectory(directory, subject | fixed, resume=resume, numbered=numbered)
     title, report = "This evaluation was finished before", read_report(results.path)
     if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
@@ -95,7 +97,7 @@ def measure_robustness(
 
 
 def _subject(config: PatchTrainingConfig, splits: tuple[Records, Records], files: dict[str, Any]) -> dict[str, Any]:
-    """What is evaluated, by what: all that the results depend on but the protocol."""
+    """The network, files, data and versions that the results depend on, beside the protocol."""
     values, foreign = config.to_values(), files["patches_from"]
     blobs = {f"{name}_git_blob": git_blob(path) if path else None for name, path in files.items()}
     if foreign and (read_report(foreign.parent) or {"subject": {}})["subject"].get("weights_git_blob") == blobs["weights_git_blob"]:
@@ -110,13 +112,13 @@ def _run(plan, model, splits, results, *, jit_compile):
         f"evaluation.images_at_once: {plan.images_at_once} images take more than there is. Set fewer, at least "
         f"evaluation.images_per_iteration: {plan.images_per_iteration}, and run the same command with --resume: what was fitted is kept"
     )
-    with memory_limits(lambda: advice):
+    with report_out_of_memory(lambda: advice):
         fitted_on = load_images(splits[0].take(plan.fit_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         scored = load_images(splits[1].take(plan.scored_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, jit_compile=jit_compile)
         # A few images now, before anything is written: weights that are NaN are NaN on every image.
         few = attacks.predict_clean(scored.images[: plan.images_at_once], images_at_once=plan.images_at_once)
-        check_defined(few, "without a patch")
+        check_finite(few, "without a patch")
         results.create()
         with WorkProgress(plan.cost) as progress:
             return fit_and_score(plan, attacks, scored, Callbacks(results.load, results.save, progress.advance, progress.skip))
@@ -127,7 +129,7 @@ def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Image
     score = functools.partial(score_patches, plan=plan, attacks=attacks, scored=scored, callbacks=callbacks)
     clean = attacks.predict_clean(scored.images, images_at_once=plan.images_at_once)
     callbacks.advance(len(clean), "clean images")
-    check_defined(clean, "without a patch")
+    check_finite(clean, "without a patch")
     controls = score(control_patches(plan, attacks.images))
     transfer = score([FittedPatch(f"transfer-{name}", patch) for name, patch in plan.transferred])
     grid = score(fit_patches(plan.grid, plan, attacks, callbacks))
@@ -184,16 +186,16 @@ def _print_plan(plan, flops, words, results):
 
 
 def _print_summary(report, results, title):
-    """Print how the network did, and what to doubt."""
+    """Print the accuracies, and the checks that raised a warning."""
     facts = {
         "clean accuracy": interval_text(report["headline"]["clean"]),
-        "robust accuracy": robust_words(report),
+        "robust accuracy": headline_text(report),
         "time": duration(report["run"]["seconds"]),
         "report": f"{results.path}: report.md, {REPORT_FILE}",
     }
     print_facts(title, facts)
     for item in report["checklist"]:
         if item["status"] == WARNING:
-            console.print(f"  WARNING: not true that {item['check']}: {item['message']}")
+            console.print(f"  WARNING: failed check: {item['check']}: {item['message']}")
     if unchecked := sum(item["status"] == NOT_CHECKED for item in report["checklist"]):
         console.print(f"  {unchecked} of {len(report['checklist'])} checks were not part of this protocol (report.md)")

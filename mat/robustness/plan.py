@@ -133,7 +133,8 @@ def make_plan(
 def curve_specs(plan: EvaluationPlan, strongest: Sequence[PatchSpec]) -> list[PatchSpec]:
     """The patches of the curves: the `strongest` of the grid again, at several numbers of iterations and sizes; none without curves.
 
-    At the grid's own too: the strongest of many are strong by luck as well, which no other point of a curve has.
+    Those at the grid's own number of iterations are fitted anew too: the grid's strongest were chosen for their low accuracy, and as points
+    of a curve would be biased against the others.
     """
     if plan.curve_scales is None:
         return []

@@ -96,7 +96,7 @@ def _curve(rows: list[dict], key: str) -> list[dict]:
     return points
 
 
-def robust_words(report: dict) -> str:
+def headline_text(report: dict) -> str:
     """The headline of a report in words: `28.1% (25.4% to 30.9%) under the worst of 60 universal patches (white-box)`."""
     robust, n_patches = report["headline"]["robust"], report["headline"]["n_patches"]
     return f"{interval_text(robust)} under the worst of {n_patches} universal patches ({robust['attack'].replace('_', '-')})"

@@ -1,4 +1,4 @@
-"""Scoring: what a network sees under patches, on validation images.
+"""Scoring: the predictions of a network under patches, on validation images.
 
 A patch lies at one random position in each image, which is the same for every patch of a size.
 Shapes: `N` scored images, `T` iterations, images `H` x `W`, patches `h` x `w`.
@@ -19,7 +19,7 @@ from mat.seeds import generator
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredPatch(FittedPatch):
-    """A patch and what it did."""
+    """A patch with the predictions under it."""
 
     predictions: np.ndarray  # int64 [N], the predicted classes
 
@@ -49,7 +49,7 @@ class Scores:
         return [*self.grid, *self.gradient_free]
 
 
-def check_defined(predictions: np.ndarray, where: str) -> None:
+def check_finite(predictions: np.ndarray, where: str) -> None:
     """Refuse predictions of logits that are not finite with a UserError; `where` says under which patch."""
     if n_undefined := np.sum(predictions == UNDEFINED):
         raise UserError(
@@ -72,7 +72,7 @@ def score_patches(
             offsets = plan.scored_offsets(fitted.patch.shape)
             predictions = attacks.predict(fitted.patch, scored.images, offsets, images_at_once=plan.images_at_once)
             callbacks.advance(len(predictions), fitted.name)
-            check_defined(predictions, f"under the patch {fitted.name}")
+            check_finite(predictions, f"under the patch {fitted.name}")
             arrays = {"patch": fitted.patch, "predictions": predictions}
             if fitted.spec:
                 callbacks.save(name, **arrays)

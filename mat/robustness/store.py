@@ -63,13 +63,13 @@ class ReportDirectory:
     Args:
         path: may exist if it is empty, but for logs.
         protocol: all that the results depend on, plain values.
-        or_next: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
+        numbered: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
 
     Raises:
         UserError: the directory exists and `resume` is not set, cannot be made, or holds another evaluation or something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], protocol: dict, *, resume: bool = False, or_next: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], protocol: dict, *, resume: bool = False, numbered: bool = False) -> None:
         self.path, self._protocol = pathlib.Path(path), protocol
         for number in itertools.count(2):
             try:
@@ -78,7 +78,7 @@ class ReportDirectory:
             except OSError as error:
                 raise UserError(f"{self.path}: cannot be used: {error.strerror}. {_REMEDY}") from None
             except UserError:
-                if not or_next or not self.path.is_dir():
+                if not numbered or not self.path.is_dir():
                     raise
             console.print(f"{self.path}: holds another evaluation, or something else; that does not count")
             self.path = pathlib.Path(f"{path}_{number}")

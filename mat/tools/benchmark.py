@@ -46,9 +46,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
         check_writable(arguments.profile, "Change --profile")
     console.print(f"{arguments.config}: loading TensorFlow")
     load_tensorflow()
-    from mat.cli.devices import memory_limits
+    from mat.cli.devices import report_out_of_memory
 
-    with memory_limits(lambda: f"batch_size: {config.batch_size} and width: {config.width} take too much. Try --set with smaller ones"):
+    with report_out_of_memory(
+        lambda: f"batch_size: {config.batch_size} and width: {config.width} take too much. Try --set with smaller ones"
+    ):
         result = measure(config, arguments)
     print(json.dumps(result), flush=True)
 
