@@ -55,12 +55,12 @@ class EvaluationConfig(Section):
         "noise, shrunken training images, grey, the trained bank; images and meta-patches of the target class if there are any",
     )
     step_sizes: Several[StepSize] = key((0.02, 0.1), "of the first iteration, in units of the pixel range [0, 1]; a cosine takes it to 0")
-    restarts: int = key(1, "patches for each combination of target, start and step size", ge=1)
+    restarts: int = key(1, "patches for each combination of target, start and step size", ge=1, le=10_000)
     iterations: int = key(1000, "gradient steps of a white-box patch", ge=1)
     search_iterations: int = key(4000, "queries of a gradient-free patch", ge=1)
     images_per_iteration: int = key(32, "training images in each step or query", ge=1)
     images_at_once: Changeable[int] = key(128, "images in memory in one pass of the network; changes no draw", ge=1)
-    n_controls: int = key(10, "noise patches, and as many natural ones, to compare with", ge=1)
+    n_controls: int = key(10, "noise patches, and as many natural ones, to compare with", ge=1, le=10_000)
     curves: YesNo = key(True, "measure accuracy against iterations and against patch size")
     patch_scales: Several[Scale] = key(
         (0.25, 0.5, 1.5), "sizes of the curve, in units of patch_shape; those above the image's are left out"

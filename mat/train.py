@@ -57,8 +57,8 @@ def train(arguments: argparse.Namespace) -> None:
         configs = [config, config.without_patches()] if config.plain_baseline else [config]
         resume_config = config.result_dir / "config.yaml"  # resumes both runs
         # Both are built, and so checked, before the hours of the first.
-        runs = [build_run(each, resume=arguments.resume, resume_config=resume_config) for each in configs]
-    reports = [Trainer(run).fit().report for run in runs]
+        trainers = [Trainer(build_run(each, resume=arguments.resume, resume_config=resume_config)) for each in configs]
+    reports = [trainer.fit().report for trainer in trainers]
     if config.plain_baseline:
         print_comparison(dict(zip(["meta adversarial training", "plain training"], reports, strict=True)))
 

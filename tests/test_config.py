@@ -205,6 +205,8 @@ def test_overrides_are_what_the_command_line_says(read, override, value):
         ("optimizer=n_iterations: 3", "optimizer must be a section of keys. Received: 'n_iterations: 3'"),
         ("patch_shape=[8, 8", "the value is not valid YAML"),
         ("optimizer[n_iterations]=3", "--set optimizer.n_iterations="),
+        ("n_ep\udcff=3", "unknown key n_ep?. "),  # bytes that are not UTF-8
+        ("data_dir=a\udcff", "data_dir must be text without bytes that are not UTF-8"),
         ("optimizer.batch_size=3", "batch_size belongs outside of sections: write it unindented (on the command line --set batch_size="),
     ],
 )

@@ -182,6 +182,13 @@ def test_events_are_written_once_whatever_an_interruption_left(tmp_path, damage)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == content
 
 
+def test_an_event_file_that_cannot_be_opened_is_told(tmp_path):
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "events.out.tfevents.1").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"events.out.tfevents.1: cannot be used: No such file or directory"):
+        ResultDirectory(tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("robust", "measured", "header", "row"),
     [

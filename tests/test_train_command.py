@@ -63,6 +63,11 @@ def test_a_plain_baseline_ends_with_a_table_of_both(run):
     status, errors, output = run(["--resume"], n_epochs=1, plain_baseline=True, robust_evaluation="quick", evaluation=evaluation)
     assert (status, errors) == (0, "")
     assert output.splitlines()[-4:] == [title, header, *rows]
+    pathlib.Path("results/run").rename("results/moved")
+    status, errors, _ = run(n_epochs=1, plain_baseline=True, robust_evaluation="quick", evaluation=evaluation)
+    assert status == 2
+    assert "results/run_plain: this result directory exists already" in errors
+    assert "python mat/train.py results/run_plain/config.yaml --resume" in errors  # there is no results/run/config.yaml
 
 
 def damage(data_dir, split="train", **example):

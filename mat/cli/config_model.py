@@ -57,12 +57,12 @@ class Section(BaseModel):
     prefix: ClassVar[str] = ""  # of the keys' full names, such as `optimizer.`
 
     def __init__(self, **values: Any) -> None:
+        if unknown := [name for name in values if name not in type(self).model_fields]:
+            raise UserError(_unknown_key(self.prefix, unknown[0]))
         try:
             super().__init__(**values)
         except ValidationError as failure:
-            errors = failure.errors(include_url=False)
-            unknown = [error["loc"][0] for error in errors if error["type"] == "extra_forbidden"]
-            raise UserError(_unknown_key(self.prefix, str(unknown[0])) if unknown else _wrong_value(type(self), errors[0])) from None
+            raise UserError(_wrong_value(type(self), failure.errors(include_url=False)[0])) from None
         self._check()
 
     def _check(self) -> None:
@@ -120,6 +120,8 @@ def _wrong_value(model: type[Section], error: Any) -> str:
     if error["type"] == "value_error":
         return f"{key} {error['ctx']['error']}. Received: {format_value(received)}"
     allowed, hint = _allowed(rules), ""
+    if error["type"] == "string_unicode":
+        allowed = "text without bytes that are not UTF-8"
     if error["type"] == "finite_number":
         allowed = allowed.replace("a number", "a finite number")
     if allowed.startswith("a string") and type(received) in _WITHOUT_QUOTES:

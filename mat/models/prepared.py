@@ -31,7 +31,7 @@ class PreparedLayer(keras.layers.Layer):
 
 @contextlib.contextmanager
 def prepared_once(model: Callable, *, xla: bool) -> Iterator[None]:
-    """Prepare the weights of a model's layers once, on entry, for all its calls in the block; a plain function as model has none.
+    """Prepare the weights of a model's layers once, on entry, for all its calls in the block; of a plain function nothing.
 
     Gradients flow to the weights where a tape was recording on entry. `xla` tells whether the block is compiled with XLA.
     """

@@ -1,9 +1,8 @@
 """Weights files: the original's layout, read and written, and Keras 3's `.weights.h5`, read; the download of the released weights.
 
 The original's is Keras-2 HDF5: the root's attribute `layer_names` lists the layers in order of depth, and each layer's group lists its
-arrays in `weight_names`. Layers are numbered by kind in order of creation (`conv2d`, `conv2d_1`, ...), from wherever the process that
-wrote the file had got to. Keras 3 keeps the arrays of a layer as `layers/LAYER/vars/0`, ..., where LAYER is the class in snake case,
-numbered in order of depth.
+arrays in `weight_names`. Layers are numbered by kind in order of creation (`conv2d`, `conv2d_1`, ...), starting from any
+number. Keras 3 keeps the arrays of a layer as `layers/LAYER/vars/0`, ..., where LAYER is the class in snake case, numbered by depth.
 
 python -m mat.models.weights --download weights/
 """

@@ -141,11 +141,14 @@ class Checkpoints:
 
     def _remove(self, unwanted: Callable[[str], bool]) -> None:
         """Remove half-written files, and those of checkpoints whose path prefix is unwanted."""
+        files: list[pathlib.Path] = []
         with contextlib.suppress(OSError):
-            for path in self._files():
-                match = CHECKPOINT_FILE.fullmatch(path.name)
-                half_written = path.name.startswith("checkpoint.tmp") or (match and match[2] == "_temp")
-                if half_written or (match and unwanted(str(self.directory / f"ckpt-{match[1]}"))):
+            files = self._files()
+        for path in files:
+            match = CHECKPOINT_FILE.fullmatch(path.name)
+            half_written = path.name.startswith("checkpoint.tmp") or (match and match[2] == "_temp")
+            if half_written or (match and unwanted(str(self.directory / f"ckpt-{match[1]}"))):
+                with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

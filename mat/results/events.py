@@ -49,8 +49,14 @@ class Events:
 
 
 def written_tags(directory: str | os.PathLike) -> list[tuple[str, int]]:
-    """(tag, epoch) of every value in the event files of a directory, sorted; of a damaged file those before the damage."""
-    paths = [str(path) for path in sorted(pathlib.Path(directory).glob("*tfevents*"))]
-    records = [record.numpy() for path in paths for record in tf.data.TFRecordDataset(path).ignore_errors()]
+    """(tag, epoch) of every value in the event files of a directory, sorted; of a damaged file those before the damage.
+
+    An OSError tells of a file that cannot be read.
+    """
+    paths = sorted(pathlib.Path(directory).glob("*tfevents*"))
+    for path in paths:
+        with open(path, "rb"):  # a file that cannot be opened is an error that `ignore_errors` would ignore for ever
+            pass
+    records = [record.numpy() for path in paths for record in tf.data.TFRecordDataset(str(path)).ignore_errors()]
     events = [tf.compat.v1.Event.FromString(record) for record in records]
     return sorted((value.tag, event.step) for event in events for value in event.summary.value)

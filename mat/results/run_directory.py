@@ -54,8 +54,7 @@ class ResultDirectory:
     ):
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep=checkpoints_to_keep)
-        self.events = Events(path / "events")
-        self.resume_command = f"python mat/train.py {shlex.quote(str(resume_config or path / CONFIG_FILE))} --resume"
+        self.resume_command = _resume_command(resume_config or path / CONFIG_FILE)
         self._resume = resume
         try:
             if not resume and is_occupied(self.path):
@@ -65,12 +64,14 @@ class ResultDirectory:
                 with self._locked():
                     pass
             self._seen = self.checkpoints.paths()
+            self.events = Events(path / "events")
         except OSError as error:
             place = error.filename or self.path
             raise UserError(f"{place}: cannot be used: {error.strerror}. Mend that, or change base_result_dir") from None
 
     def _exists_error(self) -> UserError:
-        resumable = f", or continue its run with: {self.resume_command}" if (self.path / CONFIG_FILE).exists() else ""
+        config = self.path / CONFIG_FILE
+        resumable = f", or continue its run with: {_resume_command(config)}" if config.exists() else ""
         return UserError(
             f"{self.path}: this result directory exists already (base_result_dir and unique_name). Choose another unique_name, put "
             f"{{date}} or {{id}} into it, remove the directory{resumable}"
@@ -151,6 +152,10 @@ class ResultDirectory:
         if not paths:
             return "No checkpoint was written yet"
         return f"The newest checkpoint is {paths[0]}. Continue with: {self.resume_command}"
+
+
+def _resume_command(config: pathlib.Path) -> str:
+    return f"python mat/train.py {shlex.quote(str(config))} --resume"
 
 
 def patch_grid(patches: np.ndarray) -> np.ndarray:
