@@ -58,8 +58,7 @@ class Trainer:
         """Train, validate and save for the epochs that are left, then evaluate robustness as `robust_evaluation` says.
 
         Raises:
-            NonFiniteLossError: the loss or a gradient became NaN or infinite; weights and patches stay those of the step before, and
-                are saved.
+            NonFiniteLossError: the loss or a gradient became NaN or infinite; the state before that step is saved.
             StoppedError: SIGINT, SIGTERM or SIGHUP came; the step in hand was completed and saved.
             UserError: the result directory cannot be written, or another process trains into it.
         """
@@ -81,8 +80,7 @@ class Trainer:
                 self._stop_if_asked()
         except OSError as error:
             raise results.unusable_error(error) from None
-        accuracies = [row["validation_accuracy"] for row in run.record.rows[first_epoch:]]
-        if accuracies:
+        if accuracies := [row["validation_accuracy"] for row in run.record.rows[first_epoch:]]:
             robust = headline_text(report) if report else None
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
         return TrainingResult(accuracies, report)
