@@ -65,10 +65,6 @@ class TrainingRun:
         weights = (self.config.n_epochs - self.epoch) * 4 * self.model.count_params()
         return weights + (self.config.checkpoints_to_keep + 1) * self.checkpoint_bytes
 
-    def memory_advice(self) -> str:
-        """How to get along with less memory, and what is saved."""
-        return _memory_advice(self.config, self.results)
-
 
 def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_config: pathlib.Path | None = None) -> TrainingRun:
     """Read and check all that a run needs. Nothing is written, but for the demo's data set where it is missing.
@@ -84,7 +80,7 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
     results = ResultDirectory(config.result_dir, resume=resume, checkpoints_to_keep=config.checkpoints_to_keep, resume_config=resume_config)
     earlier = read_record(results, config) if resume else None
     configure(precision=config.precision, deterministic=config.deterministic)
-    with report_out_of_memory(lambda: _memory_advice(config, results)):
+    with report_out_of_memory(lambda: memory_advice(config, results)):
         model = create_model(config)
         if config.initial_weights is not None and earlier is None:
             load_weights(model, config.initial_weights)
@@ -151,7 +147,8 @@ def create_step(config: PatchTrainingConfig, model: keras.Model, bank: PatchBank
     )
 
 
-def _memory_advice(config: PatchTrainingConfig, results: ResultDirectory) -> str:
+def memory_advice(config: PatchTrainingConfig, results: ResultDirectory) -> str:
+    """How to get along with less memory, and what is saved."""
     return (
         f"batch_size: {config.batch_size}, width: {config.width} and n_patches: {config.n_patches} take more than there is. Set a smaller "
         "one under another unique_name, as a run is resumed with its own config only; or free what other programs took. "

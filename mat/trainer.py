@@ -20,7 +20,7 @@ from mat.results.summary import print_plan, print_summary
 from mat.robustness.measure import measure_robustness
 from mat.robustness.report import headline_text
 from mat.robustness.store import report_path
-from mat.run import TrainingRun
+from mat.run import TrainingRun, memory_advice
 from mat.step import is_correct
 
 
@@ -71,7 +71,7 @@ class Trainer:
                 for row in run.record.rows:  # values that the event files lack
                     results.write_events(row)
                 if first_epoch < config.n_epochs:
-                    with report_out_of_memory(run.memory_advice):
+                    with report_out_of_memory(lambda: memory_advice(config, results)):
                         self._train()
                 else:
                     console.print(f"{results.path}: this run is finished; nothing is left to train")
