@@ -1,5 +1,6 @@
 """Console output, progress and stop signals: in terminals, in pipes, and where the reader is gone."""
 
+import contextlib
 import os
 import pathlib
 import pty
@@ -13,7 +14,7 @@ import pytest
 
 from mat.cli import progress
 from mat.cli.errors import StoppedError
-from mat.cli.signals import noted_signals, raised_signals
+from mat.cli.signals import in_command, noted_signals, raised_signals
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -166,10 +167,18 @@ def hangup_is_not_ignored():
     signal.signal(signal.SIGHUP, before)
 
 
+@contextlib.contextmanager
+def of_a_command():
+    """Within the block the process is a command's."""
+    token = in_command.set(True)
+    yield
+    in_command.reset(token)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_answered_and_handlers_are_given_back(capsys, number):
     before = signal.getsignal(number)
-    with noted_signals() as request:
+    with of_a_command(), noted_signals() as request:
         assert request.received == 0
         for each in (number, signal.SIGTERM):
             os.kill(os.getpid(), each)
@@ -193,7 +202,8 @@ def test_an_ignored_hangup_stays_ignored():
 
 BUSY = """
 import hashlib
-from mat.cli.signals import noted_signals
+from mat.cli.signals import in_command, noted_signals
+in_command.set(True)
 with noted_signals():
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in native code, like a compiled step

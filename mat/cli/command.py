@@ -10,6 +10,7 @@ from typing import Any
 
 from mat.cli.console import console, quiet_stderr
 from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
+from mat.cli.signals import in_command
 from mat.cli.text import single_line
 
 DRIVER_PATHS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1")  # one is there where NVIDIA's driver is
@@ -32,6 +33,7 @@ def run_command(program: str, parse_arguments: Callable[..., Any], command: Call
         The exit status: 0 done, 2 the user's input is at fault, 3 a non-finite loss, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     prepare_process()
+    token = in_command.set(True)
     try:
         parsed = parse_arguments(arguments)
         backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
@@ -45,6 +47,8 @@ def run_command(program: str, parse_arguments: Callable[..., Any], command: Call
         message = f"{text}: has characters that {error.encoding} does not have. Set PYTHONUTF8=1, or use a name without them"
     except KeyboardInterrupt:
         message, status = "interrupted; run the same command again", 130
+    finally:
+        in_command.reset(token)
     with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"{program}: {message}", file=sys.stderr)
     return status

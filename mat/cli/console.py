@@ -37,7 +37,7 @@ class _Output:
 # Of the environment neither FORCE_COLOR, which notebooks set for pipes too, nor COLUMNS, which need not be a width.
 _ENVIRONMENT = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
 _FILE: Any = _Output() if sys.stdout else None  # None: closed by the shell
-console = Console(file=_FILE, highlight=False, markup=False, emoji=False, soft_wrap=True, _environ=_ENVIRONMENT)
+console = Console(file=_FILE, force_jupyter=False, highlight=False, markup=False, emoji=False, soft_wrap=True, _environ=_ENVIRONMENT)
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -52,6 +52,16 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
 def print_facts(title: str, facts: Mapping[str, object]) -> None:
     """Print a title and, aligned below it, names and values."""
     print_table(title, ["", ""], facts.items())
+
+
+def notebook_output() -> Any:
+    """A text output below the cell of a Jupyter notebook, whose `update` replaces what it shows; None outside of notebooks."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return display({"text/plain": ""}, raw=True, display_id=True)
 
 
 @contextlib.contextmanager

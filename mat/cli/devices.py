@@ -29,6 +29,24 @@ def configure(*, precision: str, deterministic: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
+@contextlib.contextmanager
+def restored_settings() -> Iterator[None]:
+    """After the block TensorFlow computes as before it: what `configure` sets holds for the whole process.
+
+    Determinism, where it stays on, turns random operations without a seed into errors. TensorFlow has no public name for turning it off.
+    """
+    from tensorflow.python.framework import config
+
+    tensorfloat32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    deterministic = config.is_op_determinism_enabled()
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(tensorfloat32)
+        if not deterministic:
+            config.disable_op_determinism()
+
+
 def use_xla(jit_compile: bool | str) -> bool:
     """Whether to compile with XLA: what the config's key says, and for `auto`, whether there is a GPU."""
     return bool(tf.config.get_visible_devices("GPU") if jit_compile == "auto" else jit_compile)

@@ -22,6 +22,7 @@ _KINDS = (
     (rb"\xfd7zXZ\0", "an xz archive"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (rb"Rar!\x1a\x07", "a RAR archive"),
+    (rb"(?i:(\xef\xbb\xbf)?\s*(<(\?xml|!--|!doctype svg).*?)?<svg)", "an SVG drawing, which Pillow does not read"),
     (rb"(?i:(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--))", "an HTML page"),
     (rb"version https://git-lfs", LFS),
     (rb"(\xff\xfe|\xfe\xff)|[^\0-\x08\x0e-\x1a\x1c-\x1f]+\Z", "text"),

@@ -1,4 +1,4 @@
-"""Progress of long work: a live line in a terminal, plain lines in a pipe."""
+"""Progress of long work: a live line in a terminal and in a notebook, plain lines in a pipe."""
 
 import datetime
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mat.cli.console import console
+from mat.cli.console import console, notebook_output
 
 _PLAIN_LINE_SECONDS = 20.0  # between progress lines where the output is not a terminal
 _REFRESH_SECONDS = 0.5  # between updates of a training's line; an update waits for the device
@@ -24,7 +24,10 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """A bar with a text and the time left beside it, redrawn in place in a terminal; elsewhere a line of text every 20 seconds."""
+    """A bar with a text and the time left beside it, redrawn in place in a terminal; the same without the bar in a notebook.
+
+    Elsewhere a line of text every 20 seconds.
+    """
 
     def __init__(self, total: float, prefix: str = "") -> None:
         before, after = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
@@ -33,8 +36,10 @@ class ProgressLine:
         self._live.add_task(prefix, total=total, text="")
         self.task = self._live.tasks[0]
         self._last_line = time.monotonic()
+        self._notebook: Any = None
 
     def __enter__(self) -> Any:
+        self._notebook = None if console.quiet else notebook_output()
         if console.is_interactive:
             self._live.start()
         return self
@@ -42,14 +47,19 @@ class ProgressLine:
     def __exit__(self, *_: Any) -> None:
         if console.is_interactive:
             self._live.stop()
+        if self._notebook:
+            self._notebook.update({"text/plain": ""}, raw=True)
 
     def show(self, done: float, text: str) -> None:
         """Show that `done` of the total is done. The time left counts from the first call: what comes before may be compilation."""
         self._live.update(self.task.id, completed=done)
         left = self.task.time_remaining
         self.task.fields["text"] = text if left is None else f"{text}  {duration(left)} left"
-        if not console.is_interactive and time.monotonic() - self._last_line >= _PLAIN_LINE_SECONDS:
-            console.print(f"{self.task.description} {self.task.fields['text']}".strip())
+        line = f"{self.task.description} {self.task.fields['text']}".strip()
+        if self._notebook:
+            self._notebook.update({"text/plain": line}, raw=True)
+        elif not console.is_interactive and time.monotonic() - self._last_line >= _PLAIN_LINE_SECONDS:
+            console.print(line)
             self._last_line = time.monotonic()
 
 

@@ -1,10 +1,12 @@
 """Stop signals: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is gone).
 
 Python runs a signal's handler once the operation in hand returns, and a compiled step may take a minute. So another thread reads what
-arrives: it answers at once, and a second Ctrl-C ends the process without waiting.
+arrives: it answers at once, and a second Ctrl-C ends the process of a command without waiting. Called from Python, as in a notebook, the
+process is the user's: the second Ctrl-C raises `KeyboardInterrupt` once the operation in hand returns.
 """
 
 import contextlib
+import contextvars
 import os
 import signal
 import socket
@@ -17,6 +19,8 @@ from mat.cli.errors import StoppedError
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = "\x1b[?25h"  # a live progress line hides it
+
+in_command = contextvars.ContextVar("in_command", default=False)  # whether the process is a command's, which may end it
 
 
 class StopRequest:
@@ -31,6 +35,8 @@ def noted_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(number: int, _: Any) -> None:
+        if request.received and number == signal.SIGINT and not in_command.get():
+            raise KeyboardInterrupt
         request.received = request.received or number
 
     with _handled(note, "stopping after this step"):
@@ -56,7 +62,7 @@ def _handled(handler: Callable[[int, Any], None], answer: str) -> Iterator[None]
         return
     arrivals, wakeup = socket.socketpair()
     wakeup.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(arrivals, answer), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(arrivals, answer, in_command.get()), daemon=True)
     watcher.start()
     previous_wakeup = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     handled = [each for each in _STOP_SIGNALS if (each, signal.getsignal(each)) != (signal.SIGHUP, signal.SIG_IGN)]
@@ -72,14 +78,15 @@ def _handled(handler: Callable[[int, Any], None], answer: str) -> Iterator[None]
         arrivals.close()
 
 
-def _watch(arrivals: socket.socket, answer: str) -> None:
+def _watch(arrivals: socket.socket, answer: str, may_exit: bool) -> None:
     """Read signal numbers, a byte each, until the other end is closed."""
     stopping = False
     while number := arrivals.recv(1):
-        if stopping and number[0] == signal.SIGINT:
+        if stopping and number[0] == signal.SIGINT and may_exit:
             with contextlib.suppress(OSError):  # the same Ctrl-C may have ended who reads it
                 os.write(2, f"{_SHOW_CURSOR * console.is_interactive}Ended at once; what was saved before stays\n".encode())
             os._exit(128 + signal.SIGINT)
         if not stopping and number[0] in _STOP_SIGNALS:
             stopping = True
-            console.print(f"{signal.Signals(number[0]).name}: {answer}; Ctrl-C again ends the run at once")
+            again = "; Ctrl-C again ends the run at once" if may_exit else ""
+            console.print(f"{signal.Signals(number[0]).name}: {answer}{again}")
