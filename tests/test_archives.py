@@ -4,6 +4,7 @@ import random
 import re
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ ACCEPTED = {
 COUNTS = {"extensions": (4, 1, 1), "no extension": (1, 1, 3), "both letter cases": (2, 1, 1)}  # of training, validation and test images
 
 REFUSED = {
-    "no wnids.txt": ({"wnids.txt": None}, "no wnids.txt in it, so not Tiny ImageNet in its official layout. Give the official"),
+    "no wnids.txt": ({"wnids.txt": None}, "wnids.txt is missing. Add it, or give the official folder or zip"),
     "no words.txt": ({"words.txt": None}, "words.txt is missing. Add it, or give the official folder or zip"),
     "no classes": ({"wnids.txt": b"\n"}, "wnids.txt must list each class once"),
     "a class twice": ({"wnids.txt": b"n1\nN1\n"}, "wnids.txt must list each class once, one a line; letter case makes no difference"),
@@ -139,14 +140,16 @@ def test_lists_and_folders_that_do_not_agree_are_refused_by_name(tmp_path, write
 
 # Images.
 
+UNREAD = "damaged or of a kind that Pillow does not read here"
+GIANT = b"IHDR" + struct.pack(">LL", 5000, 5000) + PNG[24:29]
 BAD_IMAGES = {
     "empty.JPEG": (b"", "empty"),
     "zeros.JPEG": (bytes(9000), "nothing but zeros"),
-    "bmp.JPEG": (b"BM" + struct.pack("<LLL", 100, 0, 54) + bytes(80), "a BMP image"),
-    "webp.JPEG": (b"RIFF\x20\0\0\0WEBPVP8 ", "a WebP image"),
-    "gif.JPEG": (b"GIF89a\1\0\1\0", "a GIF image"),
-    "tiff.JPEG": (b"II*\0\x08\0\0\0", "a TIFF image"),
-    "heic.JPEG": (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC or AVIF image"),
+    "bmp.JPEG": (b"BM" + struct.pack("<LLL", 100, 0, 54) + bytes(80), "a BMP image, damaged or cut short"),
+    "webp.JPEG": (b"RIFF\x20\0\0\0WEBPVP8 ", "a WebP image, damaged or cut short"),
+    "gif.JPEG": (b"GIF89a\1\0\1\0", f"a GIF image, {UNREAD}"),
+    "tiff.JPEG": (b"II*\0\x08\0\0\0", f"a TIFF image, {UNREAD}"),
+    "heic.JPEG": (b"\0\0\0\x18ftypheic\0\0\0\0", f"a HEIC or AVIF image, {UNREAD}"),
     "page.JPEG": (b"\n<!DOCTYPE HTML><title>403</title>", "an HTML page"),
     "notes.txt": ("Grüße\n".encode(), "text"),
     "pointer.JPEG": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself"),
@@ -154,7 +157,10 @@ BAD_IMAGES = {
     "cut.JPEG": (JPEG[:-20], "a JPEG image, damaged or cut short"),
     "head.jpg": (JPEG[:4], "a JPEG image, damaged or cut short"),
     "cut.png": (PNG[:-20], "a PNG image, damaged or cut short"),
-    "giant.png": (PNG[:16] + struct.pack(">LL", 5000, 5000) + PNG[24:], "a PNG image of 5000x5000 pixels; at most 4096x4096 are read"),
+    "giant.png": (
+        PNG[:12] + GIANT + struct.pack(">L", zlib.crc32(GIANT)) + PNG[33:],
+        "a PNG image of 5000x5000 pixels; at most 4096x4096 are read",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from mat.cli.errors import UserError
 from mat.data.convert import convert, main
+from mat.data.metadata import read_metadata
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, SPLITS, WNID
 from mat.data.tiny_imagenet import load_dataset
 from tests.test_archives import FILES, PIXELS, archive, folder
@@ -62,7 +63,11 @@ def test_records_carry_images_labels_and_boxes(official, tmp_path):
     assert [record[FORMAT].bytes_list.value[0] for record in test] == [b"png", b"jpeg"]
     for name in ("wnids.txt", "words.txt"):
         assert (out / name).read_bytes() == official[name]
-    assert sorted(f.name for f in out.iterdir()) == ["test.tfrecord", "train.tfrecord", "validation.tfrecord", "wnids.txt", "words.txt"]
+    files = ["dataset.json", "test.tfrecord", "train.tfrecord", "validation.tfrecord", "wnids.txt", "words.txt"]
+    assert sorted(f.name for f in out.iterdir()) == files
+    metadata = read_metadata(out)
+    assert (metadata.image_size, metadata.classes, metadata.layout) == (64, WNIDS, "Tiny ImageNet in its official layout")
+    assert (metadata.images, metadata.reencoded, metadata.validation_share) == ({"train": 12, "validation": 6, "test": 2}, 0, None)
 
 
 def test_archive_and_folder_give_the_same_bytes_and_the_seed_the_order(official, tmp_path):

@@ -9,10 +9,20 @@ import pytest
 import tensorflow as tf
 
 from mat.cli.errors import UserError
-from mat.data.reading import check_images, read_records
+from mat.data.reading import Records, check_images, read_records
 from mat.data.records import make_example, record_path, record_starts, write_records
 from mat.data.splits import read_splits
-from mat.data.tiny_imagenet import augment, initial_images, load_dataset, resize, smooth_one_hot, train_dataset, validation_dataset
+from mat.data.tiny_imagenet import (
+    augment,
+    initial_images,
+    load_dataset,
+    resize,
+    resize_function,
+    resize_smoothly,
+    smooth_one_hot,
+    train_dataset,
+    validation_dataset,
+)
 from mat.seeds import generator, split, stream_seed
 from tests.conftest import GOLDEN, golden, write_tiny_split
 
@@ -54,6 +64,52 @@ def test_validation_serves_every_image_once_in_order_in_every_pass(tiny_data, ca
     np.testing.assert_array_equal(tf.argmax(tf.concat([y for _, y in first], 0), axis=1), records.labels)
     for (images, _), (again, _) in zip(first, second, strict=True):
         np.testing.assert_array_equal(images, again)
+
+
+def test_images_are_resized_as_in_the_original_unless_one_is_larger():
+    for sizes, function in (([[16, 16], [8, 8]], resize), ([[16, 16], [17, 8]], resize_smoothly), ([[8, 17]], resize_smoothly)):
+        assert resize_function(np.array(sizes), 16) is function
+
+
+def test_shrinking_leaves_no_pixel_out():
+    stripes = tf.tile(tf.constant([[[0.0]], [[1.0]]]), [64, 128, 3])  # [128, 128, 3], of one pixel each
+    np.testing.assert_allclose(resize_smoothly(stripes, 16)[2:-2], 0.5, atol=0.01)
+    assert np.ptp(resize(stripes, 16)) + np.abs(np.mean(resize(stripes, 16)) - 0.5) > 0.4
+    image = tf.random.stateless_uniform([30, 50, 3], [1, 2])
+    bright = resize_smoothly(tf.cast(image > 0.5, tf.float32), 16)
+    assert (bright.shape, np.min(bright) >= 0, np.max(bright) <= 1) == ((16, 16, 3), True, True)
+
+
+def colored(height, width):
+    """A PNG whose middle square is gray, and what lies beside it green."""
+    side, pixels = min(height, width), np.zeros((height, width, 3), np.uint8) + np.array([0, 255, 0], np.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels[top : top + side, left : left + side] = 100
+    return tf.io.encode_png(pixels).numpy()
+
+
+@pytest.mark.parametrize("sizes", [[(40, 60), (60, 40)], [(15, 9), (9, 14), (12, 12)], [(200, 31)]])
+def test_validation_takes_the_square_in_the_middle(sizes):
+    images = tf.constant([colored(*size) for size in sizes])
+    n = len(sizes)
+    records = Records("here", images, np.zeros(n, int), np.arange(n), np.array(sizes)[:, ::-1])
+    ((batch, _),) = validation_dataset(records, **TINY)
+    assert batch.shape == (n, 16, 16, 3)
+    np.testing.assert_allclose(batch, 100 / 255, atol=1e-5)
+
+
+def test_training_crops_images_of_other_shapes_smoothly():
+    """Of 60x40, crops of half the area at least; of 5:1, the whole image."""
+    whole = tf.io.decode_png(colored(20, 100))
+    np.testing.assert_allclose(
+        augment(whole, 16, stream_seed(0, "test"), resize_smoothly)[:, ::-1],
+        augment(tf.reverse(whole, [1]), 16, stream_seed(0, "test"), resize_smoothly),
+        atol=1e-5,
+    )
+    records = Records("here", tf.constant([colored(40, 60)] * 8), np.zeros(8, int), np.arange(8), np.array([[60, 40]] * 8))
+    images, _ = batches_of(records)
+    assert images.shape == (8, 16, 16, 3)
+    assert len(np.unique(images.reshape(8, -1), axis=0)) == 8
 
 
 def batches_of(records, epoch=0, seed=0, **arguments):

@@ -23,6 +23,8 @@ def test_class_names_are_the_first_words_in_the_order_of_the_labels(tmp_path):
     (tmp_path / "wnids.txt").write_text("n3\nn1\nn7\nn8\n")
     (tmp_path / "words.txt").write_text("n1\tgoldfish, Carassius auratus\nn2\tunused\nn3\tking penguin\nn8\t , odd\nno tab\n")
     assert class_names(tmp_path, 5) == ["king penguin", "goldfish", "n7", "n8", "4"]
+    (tmp_path / "wnids.txt").write_text("sea lion, bull\nn1, n2\n")
+    assert class_names(tmp_path, 2) == ["sea lion, bull", "n1, n2"]  # commas divide synonyms in words.txt alone
 
 
 @pytest.mark.parametrize(("mark", "encoding"), [(b"", "utf-8"), (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le")])
@@ -53,13 +55,15 @@ def test_a_list_of_classes_that_cannot_be_read_is_named(tiny_data):
     [
         ((64, 64), 64, "of 64x64, 2 classes", None),
         ((64, 48), 64, "of 64x48, resized to 64x64, 2 classes", None),
-        ((500, 120), 32, "of 500x120, resized to 32x32, 2 classes", "100% of the training images are squeezed from shapes beyond 1.5:1"),
-        ((20, 100), 32, "of 20x100, resized to 32x32, 2 classes", "squeezed from shapes beyond 1.5:1 into squares"),
+        ((500, 120), 32, "of 500x120, resized to 32x32, 2 classes", "100% of the training images are squeezed from shapes beyond 2.66:1"),
+        ((20, 100), 32, "of 20x100, resized to 32x32, 2 classes", "squeezed from shapes beyond 2.66:1 into squares"),
+        ((100, 40), 32, "of 100x40, resized to 32x32, 2 classes", "100% of the validation images lose more than 40%"),
+        ((90, 60), 32, "of 90x60, resized to 32x32, 2 classes", None),
         ((32, 32), 64, "of 32x32, resized to 64x64, 2 classes", "100% of the training images are enlarged 2 times or more"),
-        ((300, 300), 64, "of 300x300, resized to 64x64, 2 classes", "shrunk more than 4 times, which leaves most of their pixels out"),
+        ((300, 300), 64, "of 300x300, resized to 64x64, 2 classes", None),  # smoothly
         ([(64, 64)] * 9 + [(64, 200)], 64, "of 64x64..200, resized to 64x64", "10% of the training images are squeezed"),
         ([(64, 64)] * 49 + [(64, 200)], 64, "of 64x64..200, resized to 64x64", None),  # few
-        ([(64, 32), (32, 64)], 64, "of 32..64x32..64, resized to 64x64, 2 classes", "squeezed"),
+        ([(64, 32), (32, 64)], 64, "of 32..64x32..64, resized to 64x64, 2 classes", "enlarged 2 times or more"),
     ],
 )
 def test_the_real_sizes_of_the_images_are_told(tmp_path, size, image_size, data, warning):
@@ -76,7 +80,7 @@ def test_the_real_sizes_of_the_images_are_told(tmp_path, size, image_size, data,
 def test_a_split_that_is_distorted_is_told_however_small_it_is(tmp_path):
     splits = records(np.zeros(1000, int), (64, 64)), records(np.zeros(4, int), (500, 120))
     lines = describe(splits, tmp_path, image_size=64, n_classes=1)
-    assert lines["data sizes"] == "WARNING: 100% of the validation images are squeezed from shapes beyond 1.5:1 into squares"
+    assert lines["data sizes"] == "WARNING: 100% of the validation images lose more than 40%, as only the square in the middle is used"
 
 
 def test_classes_without_images_are_told(tmp_path):

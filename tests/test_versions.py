@@ -61,3 +61,18 @@ def test_runs_whose_network_computes_something_else_now_are_refused(tiny_config,
     monkeypatch.setattr("mat.results.resume.tensorfloat32_is_fast", lambda: True)
     trainer_of(whole, resume=True)
     assert "version 0.1.0, whose float32 was TensorFloat-32" in capsys.readouterr().out
+
+
+def test_runs_on_images_that_are_resized_in_another_way_now_are_refused(tiny_config, monkeypatch):
+    """Before 0.4, images that were larger than image_size were shrunk without smoothing."""
+    monkeypatch.setattr("mat.results.checkpoints.__version__", "0.3.0")
+    keys = {"n_epochs": 1, "n_stacks": 1, "patch_shape": [4, 4, 3]}
+    shrunk, whole = (tiny_config(**keys, image_size=size, unique_name=f"of_{size}") for size in (8, 16))
+    for config in (shrunk, whole):
+        trainer_of(config).fit()
+    monkeypatch.undo()
+    with pytest.raises(
+        UserError, match=r"of_8: its run is of version 0.3.0, which squeezed images .* Train anew under another unique_name"
+    ):
+        trainer_of(shrunk, resume=True)
+    assert trainer_of(whole, resume=True).run.epoch == 1

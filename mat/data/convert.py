@@ -1,189 +1,264 @@
-"""Official Tiny ImageNet folder or zip archive -> TFRecords, with the labels and the schema of the original's converter.
+"""Folder or zip archive of images -> TFRecords: images by class, or Tiny ImageNet in its official layout, as of the original's converter.
 
-python -m mat.data.convert SOURCE DESTINATION [--seed N]
+python -m mat.data.convert SOURCE DESTINATION [--seed N] [--validation-share SHARE] [--image-size N] [--skip-bad]
 python -m mat.data.convert --download DESTINATION [--seed N]
 """
 
 import argparse
+import collections
+import concurrent.futures
 import os
 import pathlib
-import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console
 from mat.cli.download import download
 from mat.cli.errors import UserError
-from mat.cli.file_kinds import JPEG, PNG, kind_of_file
+from mat.cli.file_kinds import kind_of_file
 from mat.cli.paths import expand_path
 from mat.cli.progress import track
 from mat.cli.text import single_line
-from mat.data.sources import Source, by_number, fold, open_source
+from mat.data.class_folders import class_folder_layout
+from mat.data.images import MAX_SIDE, content_for_records
+from mat.data.metadata import DATASET_FILE, Metadata
+from mat.data.official import is_official, official_layout
+from mat.data.sources import Layout, Source, SourceImage, by_number, first, open_source
 
 URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"
 ARCHIVE_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
+VALIDATION_SHARE = 0.1
 
-_LISTS = ("wnids.txt", "words.txt")
-_IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
-_CHECKED_AT_ONCE = 128  # images
-
-_Classes = dict[str, tuple[str, int]]  # by the folded names of classes: the names in wnids.txt and the labels
-_Image = tuple[str, str | None, int | None, Sequence[int] | None]  # the file's name, the class, its label, the box
+_SMALLEST_IMAGE_SIZE = 8  # of a config
+_DEFAULT_IMAGE_SIZE = 64  # where neither the user nor the images give one
+_CLASSES_SHOWN = 10
+_IMAGES_AT_ONCE = 8  # of a thread; TensorFlow checks that many in one go
 
 
-def convert(source: str | os.PathLike, destination: str | os.PathLike, *, seed: int = 0) -> dict[str, int]:
-    """Write `train.tfrecord`, `validation.tfrecord`, `test.tfrecord`, `wnids.txt` and `words.txt` into a directory, made if missing.
+class _Outcome(NamedTuple):
+    """What became of an image."""
 
-    The source is a folder or zip archive in the official layout, for any number of classes. A label is the line number of the class in
-    wnids.txt, from 0. Training records are shuffled once, from `seed`; images keep their bytes.
+    image: SourceImage
+    size: tuple[int, int] = (0, 0)  # width and height
+    is_reencoded: bool = False
+    fault: str | None = None  # why it cannot be read
+
+
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    seed: int = 0,
+    validation_share: float = VALIDATION_SHARE,
+    skip_bad: bool = False,
+    image_size: int | None = None,
+) -> dict[str, int]:
+    """Write `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `dataset.json` into a directory, made if missing.
+
+    The source is a folder or zip archive of images by class, see `class_folder_layout`, or in the official layout, see `official_layout`,
+    which also gives `test.tfrecord` and `words.txt`. JPEG and PNG files in RGB or gray keep their bytes; other images become PNGs of what
+    a viewer shows. A line on the console tells what else there is to know.
+
+    Args:
+        source: the folder or archive.
+        destination: the directory.
+        seed: of the order of training records, and of the choice of validation images where the source has none.
+        validation_share: how many of the images of a class are chosen, in (0, 1).
+        skip_bad: leave out images that cannot be read.
+        image_size: the size that configs are to have; by default that of the images where all are square and of one size, else 64.
 
     Returns:
         The number of records of each split.
 
     Raises:
-        UserError: the source is not such a folder or archive, its lists and its images do not agree, images cannot be decoded (the message
-            has a line for each), or the destination has records already or cannot be written.
+        UserError: the source is no such folder or archive, its lists and its images do not agree, images cannot be read (the message has
+            a line for each), or the destination has records already or cannot be written.
     """
     from mat.data.records import SPLITS, record_path, staged, write_records  # imports TensorFlow
 
     if present := [path for split in SPLITS if (path := record_path(destination, split)).exists()]:
         raise UserError(f"{present[0]}: exists already. Remove it to convert again, or choose another destination")
     files = open_source(source)
-    splits = _splits(files, seed)
-    faults: dict[str, str] = {}  # what the images are that cannot be read, by their names
+    if is_official(files):
+        layout = official_layout(files, seed)
+    else:
+        layout = class_folder_layout(files, seed=seed, validation_share=validation_share)
+    outcomes: dict[str, list[_Outcome]] = {}
     try:
-        with staged(destination) as stage:
-            for split, images in splits.items():
-                write_records(record_path(stage, split), track(_examples(files, images, faults), len(images), split))
-            if faults:
-                lines = (f"\n  {single_line(name)}: {faults[name]}" for name in sorted(faults, key=by_number))
-                raise UserError(
-                    f"{files.path}: {len(faults):,} of {sum(map(len, splits.values())):,} images cannot be read. Replace each of them by a "
-                    f"JPEG or PNG, or remove it and its line in the list:{''.join(lines)}"
-                )
-            for name in _LISTS:
-                (stage / name).write_bytes(files.read(name))
+        with staged(destination) as stage, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF data, or of pictures that may be crafted to fill the memory
+            for split, images in layout.splits.items():
+                outcomes[split] = []
+                examples = _examples(track(_read_images(files, images), len(images), split), outcomes[split])
+                write_records(record_path(stage, split), examples)
+            _check_faults(files, outcomes, layout.classes, skip_bad=skip_bad)
+            metadata = _metadata(outcomes, layout, source=files.path.absolute().name, seed=seed, image_size=image_size)
+            for name, content in {**layout.lists, DATASET_FILE: metadata.to_json()}.items():
+                (stage / name).write_bytes(content)
     except OSError as error:
         where, why = error.filename or destination, error.strerror or error
         raise UserError(f"{where}: cannot be written: {why}. Choose another destination") from None
-    return {split: len(images) for split, images in splits.items()}
+    _report(metadata, layout)
+    return metadata.images
 
 
-def _examples(files: Source, images: list[_Image], faults: dict[str, str]) -> Iterator[bytes]:
-    """The serialized records; images that a training run could not read are added to `faults`."""
-    import tensorflow as tf
-
-    from mat.data.reading import MAX_PIXELS, MAX_SIDE, check_images
+def _examples(contents: Iterable[tuple[_Outcome, bytes]], outcomes: list[_Outcome]) -> Iterator[bytes]:
+    """The serialized records of the images that can be read; `outcomes` gets what became of each of all."""
     from mat.data.records import make_example
 
-    for start in range(0, len(images), _CHECKED_AT_ONCE):
-        batch = images[start : start + _CHECKED_AT_ONCE]
-        contents = [files.read(name) for name, *_ in batch]
-        decodable, sizes = check_images(tf.constant(contents))
-        for (name, wnid, label, box), content, good, (width, height) in zip(batch, contents, decodable, sizes.tolist(), strict=True):
-            yield make_example(content, wnid, label, box)
-            if not good:
-                kind = kind_of_file(content)
-                if width * height > MAX_PIXELS:
-                    kind += f" of {width}x{height} pixels; at most {MAX_SIDE}x{MAX_SIDE} are read"
-                elif kind in (JPEG, PNG):
-                    kind += ", damaged or cut short"
-                faults[name] = kind
+    for outcome, content in contents:
+        outcomes.append(outcome)
+        if not outcome.fault:
+            yield make_example(content, outcome.image.class_name, outcome.image.label, outcome.image.box)
 
 
-def _splits(files: Source, seed: int) -> dict[str, list[_Image]]:
-    """The images of each split, in the order of their records."""
-    from mat.data.records import class_list
-
-    for name in _LISTS:
-        files.read_text(name)  # refuses what is no text
-    wnids = class_list(files.read("wnids.txt"))
-    classes: _Classes = {fold(wnid): (wnid, label) for label, wnid in enumerate(wnids)}
-    if not wnids or len(classes) < len(wnids):
-        raise UserError(f"{files.path}: wnids.txt must list each class once, one a line; letter case makes no difference")
-    folders = {name.split("/")[1] for name in files.names("train") if name.count("/") > 1}
-    if unlisted := sorted(f"train/{folder}" for folder in folders if fold(folder) not in classes):
-        raise UserError(f"{files.path}: wnids.txt does not list {_first(unlisted)}. Add it, or remove the folder")
-    train: list[_Image] = []
-    for wnid in wnids:
-        images = _listed_images(files, f"train/{wnid}/images", f"train/{wnid}/{wnid}_boxes.txt", classes, wnid)
-        train += sorted(images, key=lambda image: (by_number(image[0]), image[0]))
-    random.Random(seed).shuffle(train)
-    validation = _listed_images(files, "val/images", "val/val_annotations.txt", classes)
-    test: list[_Image] = [(name, None, None, None) for name in files.names("test/images")]
-    used = {name for name, *_ in train + validation + test}
-    names = [name for folder in ("train", "val", "test") for name in files.names(folder)]
-    if stray := [name for name in names if name.lower().endswith(_IMAGE_ENDINGS) and name not in used]:
-        where = "train/CLASS/images, val/images or test/images"
-        raise UserError(f"{files.path}: {_first(stray)} lies where no images are read. Move it into {where}, or remove it")
-    return {"train": train, "validation": validation, "test": test}
+def _read_images(files: Source, images: list[SourceImage]) -> Iterator[tuple[_Outcome, bytes]]:
+    """What becomes of each image, and its bytes as the records hold them, in order. Several threads read, check and re-encode them."""
+    n_threads = os.cpu_count() or 1
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            waiting.append(pool.submit(_read_few, files, images[start : start + _IMAGES_AT_ONCE]))
+            if len(waiting) > 2 * n_threads:  # what is ahead of the writer stays in memory
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
-def _listed_images(files: Source, folder: str, list_name: str, classes: _Classes, wnid: str | None = None) -> list[_Image]:
-    """The images of a folder in the order of their list.
+def _read_few(files: Source, images: list[SourceImage]) -> list[tuple[_Outcome, bytes]]:
+    """As `_read_images`, of some images in one thread."""
+    import tensorflow as tf
 
-    A line is `image xmin ymin xmax ymax` in the list of the class `wnid`, and `image wnid xmin ymin xmax ymax` in a list of all classes;
-    boxes are in pixels. Names may have spaces: where there are two, they are divided at a tab, or else at the last space.
+    from mat.data.reading import check_images
 
-    Raises:
-        UserError: the list is empty, has other lines, or does not name exactly the images of the folder, each once.
-    """
-    images: dict[str, _Image] = {}
-    missing, shown = [], f"{files.path}: {single_line(list_name)}"
-    for number, line in enumerate(files.read_text(list_name).splitlines(), start=1):
-        if not line.strip():
-            continue
-        text, *box = line.strip().rsplit(maxsplit=4)
-        names = [text, wnid] if wnid else re.split(r"\s*\t\s*", text) if "\t" in text else text.rsplit(maxsplit=1)
-        if len(names) != 2 or len(box) != 4 or not all(re.fullmatch(r"\d{1,9}", value) for value in box):
-            expected = f"image {'' if wnid else 'wnid '}xmin ymin xmax ymax"
-            raise UserError(f"{shown}, line {number}: not `{expected}`. Received: {line[:80]!r}")
-        image, label = names[0], classes.get(fold(names[1]))
-        if label is None:
-            what = f"gives {single_line(image)} the class {single_line(names[1])}, which is not in wnids.txt"
-            raise UserError(f"{shown} {what}. Correct one of them; names with spaces need tabs between them")
-        name = files.find(f"{folder}/{image}")
-        if name in images:
-            raise UserError(f"{shown} lists {single_line(image)} twice, or in different letter case. Remove one of the lines")
-        if name is None:
-            missing.append(f"{folder}/{image}")
-        else:
-            images[name] = (name, *label, [int(value) for value in box])
-    present = files.names(folder)
-    if missing:
-        near = [name for name in present if fold(pathlib.PurePosixPath(name).stem) == fold(pathlib.PurePosixPath(missing[0]).stem)]
-        add = "Add it, or remove its line; hidden files and what systems leave in folders are passed over"
-        remedy = f"There is {single_line(near[-1])}: correct the one or the other" if near else add
-        raise UserError(f"{files.path}: {_first(missing)} is missing, and {single_line(list_name)} lists it. {remedy}")
-    if unlisted := [name for name in present if name not in images]:
-        raise UserError(f"{shown} has no box of {_first(unlisted)}. Add its line, or remove the file")
-    if not images:
-        raise UserError(f"{shown} lists no images; every class needs some to train on, and a run some to validate on. Add them")
-    return list(images.values())
+    read = []
+    for image in images:
+        content = files.read(image.name)
+        try:
+            content, size = content_for_records(content)
+            read.append((_Outcome(image, size or (0, 0), is_reencoded=size is not None), content))
+        except ValueError as error:
+            read.append((_Outcome(image, fault=str(error)), b""))
+    kept = [i for i, (outcome, _) in enumerate(read) if not outcome.fault and not outcome.is_reencoded]
+    decodable, sizes = check_images(tf.constant([read[i][1] for i in kept], tf.string))
+    for i, good, size in zip(kept, decodable, sizes.tolist(), strict=True):
+        outcome, content = read[i]
+        fault = None if good else f"{kind_of_file(content)}, damaged or cut short"
+        read[i] = outcome._replace(size=tuple(size), fault=fault), content
+    return read
 
 
-def _first(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    return single_line(names[0]) + (f" (and {len(names) - 1:,} more)" if len(names) > 1 else "")
+def _faults(outcomes: dict[str, list[_Outcome]]) -> dict[str, str]:
+    """Why images cannot be read, by the names of their files."""
+    faults = {outcome.image.name: outcome.fault for split in outcomes.values() for outcome in split if outcome.fault}
+    return {name: faults[name] for name in sorted(faults, key=by_number)}
+
+
+def _lines(faults: dict[str, str]) -> str:
+    return "".join(f"\n  {single_line(name)}: {fault}" for name, fault in faults.items())
+
+
+def _check_faults(files: Source, outcomes: dict[str, list[_Outcome]], classes: list[str], *, skip_bad: bool) -> None:
+    """Refuse images that cannot be read, unless they are to be skipped and leave each class others to train on."""
+    if not (faults := _faults(outcomes)):
+        return
+    n_images = sum(map(len, outcomes.values()))
+    shown = f"{files.path}: {len(faults):,} of {n_images:,} images cannot be read"
+    if not skip_bad:
+        remedy = (
+            "Replace each of them by a JPEG or PNG, remove it and its line in the list if there is one, or leave them out with --skip-bad"
+        )
+        raise UserError(f"{shown}. {remedy}:{_lines(faults)}")
+    trained = {outcome.image.class_name for outcome in outcomes["train"] if not outcome.fault}
+    if empty := [name for name in classes if name not in trained]:
+        raise UserError(f"{shown}, which leaves no training image of {first(empty)}. Replace or remove them:{_lines(faults)}")
+
+
+def _metadata(outcomes: dict[str, list[_Outcome]], layout: Layout, *, source: str, seed: int, image_size: int | None) -> Metadata:
+    """What `dataset.json` says."""
+    read = {split: [outcome for outcome in split_outcomes if not outcome.fault] for split, split_outcomes in outcomes.items()}
+    everything = [outcome for split in read.values() for outcome in split]
+    by_class: dict[str, dict[str, int]] = {name: {"train": 0, "validation": 0} for name in layout.classes}
+    for split in ("train", "validation"):
+        for outcome in read[split]:
+            by_class[str(outcome.image.class_name)][split] += 1
+    labeled = {outcome.size for split in ("train", "validation") for outcome in read[split]}
+    width, height = labeled.pop() if len(labeled) == 1 else (0, 0)
+    told = image_size or (width if width == height >= _SMALLEST_IMAGE_SIZE else 0)
+    widths, heights = zip(*(outcome.size for outcome in everything), strict=True)
+    return Metadata(
+        image_size=told or _DEFAULT_IMAGE_SIZE,
+        image_size_is_free=not told,
+        classes=layout.classes,
+        images={split: len(images) for split, images in read.items()},
+        images_by_class=by_class,
+        width=(min(widths), max(widths)),
+        height=(min(heights), max(heights)),
+        source=source,
+        layout=layout.name,
+        seed=seed,
+        validation_share=layout.validation_share,
+        reencoded=sum(outcome.is_reencoded for outcome in everything),
+        skipped=_faults(outcomes),
+    )
+
+
+def _report(metadata: Metadata, layout: Layout) -> None:
+    """Print how the source was understood, and what is not as it was there."""
+    names = ", ".join(map(single_line, metadata.classes[:_CLASSES_SHOWN])) + ", ..." * (len(metadata.classes) > _CLASSES_SHOWN)
+    console.print(f"{single_line(layout.name)}: {len(metadata.classes)} classes ({names})")
+    if metadata.validation_share:
+        console.print(f"Chosen for validation: {metadata.validation_share:.0%} of the images of each class, by seed {metadata.seed}")
+    if metadata.reencoded:
+        console.print(
+            f"Re-encoded as PNG: {metadata.reencoded:,} images that are not JPEG or PNG in 8-bit RGB or gray, or are stored turned"
+        )
+    if layout.others:
+        console.print(f"Other files are passed over: {first(layout.others)}")
+    if metadata.skipped:
+        console.print(f"Left out as they cannot be read: {len(metadata.skipped):,} images{_lines(metadata.skipped)}")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command line; `--help` and wrong usage end the process."""
-    parser = argparse.ArgumentParser(prog="python -m mat.data.convert", description="Convert Tiny ImageNet to TFRecords.")
-    parser.add_argument("source", metavar="SOURCE", nargs="?", type=expand_path, help="official folder or zip archive")
+    parser = argparse.ArgumentParser(
+        prog="python -m mat.data.convert", description="Convert images by class, or Tiny ImageNet, to TFRecords."
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        type=expand_path,
+        help="folder or zip archive: train/CLASS/... and val/CLASS/..., or CLASS/..., or the official Tiny ImageNet",
+    )
     parser.add_argument("destination", metavar="DESTINATION", type=expand_path, help="directory for the records")
     parser.add_argument("--download", action="store_true", help="fetch the official zip into DESTINATION first, instead of giving SOURCE")
     parser.add_argument("--url", default=URL, help="where --download fetches the zip (default: %(default)s)")
     parser.add_argument("--sha256", metavar="HEX", help="what the fetched zip must have (default with the official URL: the official's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle of the training records (default: %(default)s)")
+    parser.add_argument(
+        "--validation-share",
+        metavar="SHARE",
+        type=float,
+        default=VALIDATION_SHARE,
+        help="how many of the images of each class to validate on where the source has no folder for it (default: %(default)s)",
+    )
+    parser.add_argument("--image-size", metavar="N", type=int, help="height and width for networks (default: the images', or else 64)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     parsed = parser.parse_args(arguments)
     if parsed.download == (parsed.source is not None):
         parser.error("give either SOURCE or --download")
     if parsed.sha256 and not (parsed.download and re.fullmatch(r"[0-9a-fA-F]{64}", parsed.sha256)):
         parser.error(f"--sha256 goes with --download, and has 64 hexadecimal digits. Received: {parsed.sha256}")
+    if not 0 < parsed.validation_share < 1:
+        parser.error(f"--validation-share must be between 0 and 1. Received: {parsed.validation_share}")
+    if parsed.image_size is not None and not _SMALLEST_IMAGE_SIZE <= parsed.image_size <= MAX_SIDE:
+        parser.error(f"--image-size must be in [{_SMALLEST_IMAGE_SIZE}, {MAX_SIDE}]. Received: {parsed.image_size}")
     return parsed
 
 
@@ -198,8 +273,16 @@ def _run(arguments: argparse.Namespace) -> None:
         source = pathlib.Path(arguments.destination) / ARCHIVE
         official = arguments.url == URL and not arguments.sha256
         download(arguments.url, source, sha256=ARCHIVE_SHA256 if official else arguments.sha256)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # several lines for each damaged JPEG, which is named in the message
     load_tensorflow()
-    counts = convert(source, arguments.destination, seed=arguments.seed)
+    counts = convert(
+        source,
+        arguments.destination,
+        seed=arguments.seed,
+        validation_share=arguments.validation_share,
+        skip_bad=arguments.skip_bad,
+        image_size=arguments.image_size,
+    )
     console.print(f"{arguments.destination}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} images")
 
 

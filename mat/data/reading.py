@@ -13,11 +13,10 @@ import tensorflow as tf
 
 from mat.cli.console import console
 from mat.cli.errors import UserError
+from mat.data.images import MAX_PIXELS, MAX_SIDE
 from mat.data.records import IMAGE, LABEL, REMAKE, record_path, record_starts
 
 LABELED_SPLITS = ("train", "validation")
-MAX_SIDE = 4096  # of a square image, which takes 50 MB when it is decoded
-MAX_PIXELS = MAX_SIDE**2
 FAULTS_SHOWN = 3
 
 _FEATURES = {IMAGE: tf.io.FixedLenFeature([], tf.string, ""), LABEL: tf.io.FixedLenFeature([], tf.int64, -1)}
@@ -53,8 +52,8 @@ def read_records(data_dir: str | os.PathLike, split: str, *, n_classes: int, max
     path = record_path(data_dir, split)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file (data_dir: {data_dir}). Make it from the official archive or folder of Tiny ImageNet: "
-            f"python -m mat.data.convert SOURCE {data_dir}, or download the archive too: python -m mat.data.convert --download {data_dir}"
+            f"{path}: no such file (data_dir: {data_dir}). Make it from a folder or zip of images by class, or of Tiny ImageNet: "
+            f"python -m mat.data.convert SOURCE {data_dir}. To download Tiny ImageNet too: python -m mat.data.convert --download {data_dir}"
         )
     starts = record_starts(path)
     numbers, images, labels, faults = _parse(str(path), starts)

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import UserError
-from mat.cli.text import decode_text
 
 SPLITS = ("train", "validation", "test")
 IMAGE = "image/encoded"
@@ -32,20 +31,16 @@ def record_path(data_dir: str | os.PathLike, split: str) -> pathlib.Path:
     return pathlib.Path(data_dir) / f"{split}.tfrecord"
 
 
-def class_list(content: bytes) -> list[str]:
-    """The classes that the bytes of a wnids.txt list, one a line: their order is that of the labels."""
-    return [line.strip() for line in decode_text(content).splitlines() if line.strip()]
-
-
 def make_example(jpeg: bytes, wnid: str | None = None, label: int | None = None, box: Sequence[int] | None = None) -> bytes:
     """One serialized record, a `tf.train.Example`, of a JPEG or PNG; those of test images have neither a class nor a box.
 
-    `label` is the line number of `wnid` in wnids.txt, from 0; `box` is (xmin, ymin, xmax, ymax) in pixels.
+    Others need no box either. `label` is the line number of `wnid` in wnids.txt, from 0; `box` is (xmin, ymin, xmax, ymax) in pixels.
     """
     features = {IMAGE: _bytes(jpeg), FORMAT: _bytes(b"png" if jpeg.startswith(b"\x89PNG") else b"jpeg")}
     if wnid is not None:
         features |= {WNID: _bytes(wnid.encode()), LABEL: _int64(label)}
-        features |= {name: _int64(value) for name, value in zip(BOX, box or (), strict=True)}
+    if box is not None:
+        features |= {name: _int64(value) for name, value in zip(BOX, box, strict=True)}
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 

@@ -2,16 +2,18 @@
 
 import bisect
 import contextlib
+import functools
 import os
 import pathlib
 import posixpath
 import re
 import struct
+import threading
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from mat.cli.errors import UserError
 from mat.cli.file_kinds import HEAD, ZIP, kind_of_file
@@ -20,17 +22,41 @@ from mat.cli.text import decode_text, single_line
 # What zipfile raises for damaged archives; RuntimeError for encrypted ones and unknown compression.
 _READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 _JUNK = re.compile(r"(^|/)(\.[^/]*|__macosx|@eadir|(eh)?thumbs\.db|desktop\.ini|icon\r)(/|$)|:zone\.identifier$", re.IGNORECASE)
+_IMAGE_ENDING = re.compile(
+    r"\.(a?png|avif|bmp|dds|dib|gif|hei[cf]|ico|j2k|jfif|jp2|jpe?g?|jxl|p[bfgnp]m|pcx|psd|qoi|svg|tga|tiff?|webp|x[bp]m)", re.IGNORECASE
+)
 _UTF_8 = 0x800  # flag of a member of a zip archive
 _UNPACK = "Unpack it and give the folder"
 
 
-class Source:
-    """The files below the directory of wnids.txt, by their names relative to it; hidden files and such as `Thumbs.db` are passed over.
+class SourceImage(NamedTuple):
+    """An image of a source; those of a test split have neither a class nor a box."""
 
-    `files` has a name and a handle of each file of the folder or archive `path`, and `read_file` the bytes for a handle.
+    name: str  # of the file
+    class_name: str | None = None  # in wnids.txt
+    label: int | None = None
+    box: Sequence[int] | None = None  # (xmin, ymin, xmax, ymax), pixels
+
+
+class Layout(NamedTuple):
+    """What a source holds, read off its folders and lists."""
+
+    name: str  # of the layout, in words
+    classes: list[str]  # in the order of the labels
+    splits: dict[str, list[SourceImage]]  # in the order of the records
+    lists: dict[str, bytes]  # files to write beside the records
+    others: list[str]  # names of files that are passed over
+    validation_share: float | None = None  # of the training images that became the validation images
+
+
+class Source:
+    """The files below the directory of wnids.txt, or all where there is none, by their names relative to it; hidden files are passed over.
+
+    So are files such as `Thumbs.db`. `files` has a name and a handle of each file of the folder or archive `path`; `read_file` gives the
+    bytes for a handle, or the first ones where a number of bytes is given too, and may be called from several threads.
     """
 
-    def __init__(self, path: pathlib.Path, files: Iterable[tuple[str, Any]], read_file: Callable[[Any], bytes]) -> None:
+    def __init__(self, path: pathlib.Path, files: Iterable[tuple[str, Any]], read_file: Callable[..., bytes]) -> None:
         self.path, self._read_file = path, read_file
         named = ((posixpath.normpath(name.replace("\\", "/")), file) for name, file in files)
         plain = {name: file for name, file in named if not _JUNK.search(name)}
@@ -38,26 +64,36 @@ class Source:
         self._files = {name.removeprefix(root): file for name, file in plain.items() if name.startswith(root)}
         self._folded = sorted((fold(name), name) for name in self._files)
 
+    def __len__(self) -> int:
+        """How many files there are."""
+        return len(self._files)
+
     def find(self, name: str) -> str | None:
         """The file that is meant by `name`: the one of that name, or the only one that differs in letter case or normalization form."""
         same = [name] if name in self._files else self._between(fold(name), fold(name) + "\0")
         return same[0] if len(same) == 1 else None
 
-    def names(self, folder: str) -> list[str]:
-        """The names of all files below a folder, in the order of their numbers."""
-        return sorted(self._between(fold(folder) + "/", fold(folder) + "0"), key=by_number)  # "0" is the character behind "/"
+    def names(self, folder: str = "") -> list[str]:
+        """The names of all files below a folder, by default of all, in the order of their numbers."""
+        prefix = fold(folder)
+        names = self._between(f"{prefix}/", f"{prefix}0") if folder else self._files  # "0" is the character behind "/"
+        return sorted(names, key=by_number)
 
     def _between(self, first: str, end: str) -> list[str]:
         """The names whose folded forms are in [first, end)."""
         start, stop = bisect.bisect_left(self._folded, (first,)), bisect.bisect_left(self._folded, (end,))
         return [name for _, name in self._folded[start:stop]]
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file."""
+    def is_image(self, name: str) -> bool:
+        """Whether a file is an image: by its ending, or else by its first bytes."""
+        return has_image_ending(name) or kind_of_file(self.read(name, HEAD)).endswith(" image")
+
+    def read(self, name: str, n_bytes: int = -1) -> bytes:
+        """The bytes of a file, or the first ones of them."""
         if (found := self.find(name)) is None:
             raise UserError(f"{self.path}: {single_line(name)} is missing. Add it, or give the official folder or zip")
         try:
-            return self._read_file(self._files[found])
+            return self._read_file(self._files[found], n_bytes)
         except _READ_ERRORS as error:
             remedy = _UNPACK if isinstance(error, RuntimeError) else "Check the folder, or fetch the archive again"
             raise UserError(f"{self.path}: {single_line(name)} cannot be read ({single_line(str(error))}). {remedy}") from None
@@ -76,6 +112,16 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFD", name.casefold())
 
 
+def has_image_ending(name: str) -> bool:
+    """Whether a file's name ends as those of images do."""
+    return _IMAGE_ENDING.fullmatch(posixpath.splitext(name)[1]) is not None
+
+
+def first(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return single_line(names[0]) + (f" (and {len(names) - 1:,} more)" if len(names) > 1 else "")
+
+
 def by_number(name: str) -> list[str | int]:
     """Sorting key that puts `test_10.JPEG` behind `test_9.JPEG`."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
@@ -86,18 +132,30 @@ def open_source(path: str | os.PathLike) -> Source:
     path, kind = pathlib.Path(path), ZIP
     try:
         if path.is_dir():
-            return Source(path, _folder_files(path), pathlib.Path.read_bytes)
+            return Source(path, _folder_files(path), _read_file)
         with path.open("rb") as file:
             kind = kind_of_file(file.read(HEAD))
         archive = zipfile.ZipFile(path)
     except OSError as error:
         why = f"no folder or archive that can be read ({error.strerror or error})"
-        raise UserError(f"{error.filename or path}: {why}. Give the official folder or zip, or fetch it with --download") from None
+        raise UserError(
+            f"{error.filename or path}: {why}. Give a folder or zip archive, or fetch the official one with --download"
+        ) from None
     except _READ_ERRORS as error:
         what = kind if kind != ZIP else f"one that is cut off or damaged ({single_line(str(error))})"
         remedy = _UNPACK if kind.endswith("archive") and kind != ZIP else "Remove it and fetch it again"
         raise UserError(f"{path}: not a readable zip archive, but {what}. {remedy}") from None
-    return Source(path, _archive_files(archive), archive.read)
+    return Source(path, _archive_files(archive), functools.partial(_read_member, archive, threading.Lock()))
+
+
+def _read_file(path: pathlib.Path, n_bytes: int = -1) -> bytes:
+    with path.open("rb") as file:
+        return file.read(n_bytes)
+
+
+def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo, n_bytes: int = -1) -> bytes:
+    with lock, archive.open(member) as file:
+        return file.read(n_bytes)
 
 
 def _folder_files(folder: str | os.PathLike, prefix: str = "", around: tuple[str, ...] = ()) -> Iterator[tuple[str, pathlib.Path]]:
@@ -124,18 +182,10 @@ def _archive_files(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipI
 
 
 def _root(path: pathlib.Path, files: dict[str, Any]) -> str:
-    """The name of the directory of wnids.txt, with a `/` behind it."""
+    """The name of the directory of wnids.txt, with a `/` behind it; empty where there is no such file."""
     lists = [name for name in files if name.rpartition("/")[2].lower() == "wnids.txt"]
     depth = min((name.count("/") for name in lists), default=0)
     roots = {name[: -len("wnids.txt")]: files[name] for name in lists if name.count("/") == depth}
     if len(set(roots.values())) > 1:  # a file may have several names, by links
         raise UserError(f"{path}: wnids.txt is in several folders: {single_line(', '.join(sorted(roots)))}. Give one of them, as a folder")
-    if roots:
-        return min(roots)
-    zips = sorted((name for name in files if name.lower().endswith(".zip")), key=lambda name: ("tiny-imagenet" not in name.lower(), name))
-    remedy = "Give the official folder or zip"
-    if zips:
-        remedy = f"Give the zip in it: {path / zips[0]}" if path.is_dir() else f"Unpack it and give {single_line(zips[0])}"
-    elif (path.absolute().parent / "wnids.txt").is_file():
-        remedy = f"Give the folder around it: {path.absolute().parent}"
-    raise UserError(f"{path}: no wnids.txt in it, so not Tiny ImageNet in its official layout. {remedy}")
+    return min(roots, default="")

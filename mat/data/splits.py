@@ -13,12 +13,14 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.text import decode_text, single_line
 from mat.data.demo import make_demo
+from mat.data.metadata import class_list
 from mat.data.reading import LABELED_SPLITS, Records, read_records
-from mat.data.records import class_list, record_path
+from mat.data.records import record_path
+from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO
 
-LARGEST_ASPECT_RATIO = 1.5  # of an image that is resized to a square, before that counts as squeezed
+LARGEST_ASPECT_RATIO = CROP_ASPECT_RATIO[1] / CROP_AREA[0]  # beyond it no crop is large enough, so that training takes the whole image
+LARGEST_LOSS = 0.4  # share of an image that lies beside the square in its middle
 LARGEST_SCALE = 2  # that images are enlarged by
-LARGEST_SHRINKAGE = 4  # the bicubic resize, as of the original, looks at four pixels in a row and smooths nothing
 FEW = 0.05  # share of the images that raises no warning
 CLASSES_SHOWN = 5
 
@@ -55,12 +57,12 @@ def fingerprint(splits: Sequence[Records]) -> str:
 
 
 def class_names(data_dir: str | os.PathLike, n_classes: int) -> list[str]:
-    """The first words that `words.txt` has for each class, in the order of `wnids.txt`; the class numbers where there are none."""
+    """The names of the classes in `wnids.txt`, or the first of those that `words.txt` has for them; numbers where there are none."""
     wnids, words = _wnids(data_dir), {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         lines = decode_text((pathlib.Path(data_dir) / "words.txt").read_bytes()).splitlines()
         words = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    names = [words.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids[:n_classes]]
+    names = [words.get(wnid, "").split(",")[0].strip() or wnid for wnid in wnids[:n_classes]]
     return names + [str(label) for label in range(len(names), n_classes)]
 
 
@@ -85,13 +87,11 @@ def describe(splits: tuple[Records, Records], data_dir: str | os.PathLike, *, im
     warnings: dict[str, list[str]] = {"data sizes": [], "data classes": []}
     for kind, records in kinds.items():
         shorter, longer = records.sizes.min(axis=1), records.sizes.max(axis=1)
-        distorted = {
-            f"squeezed from shapes beyond {LARGEST_ASPECT_RATIO}:1 into squares": longer > LARGEST_ASPECT_RATIO * shorter,
-            f"enlarged {LARGEST_SCALE} times or more": image_size >= LARGEST_SCALE * shorter,
-            f"shrunk more than {LARGEST_SHRINKAGE} times, which leaves most of their pixels out": shorter > LARGEST_SHRINKAGE * image_size,
-        }
-        shares = {what: np.mean(images) for what, images in distorted.items()}
-        warnings["data sizes"] += [f"{share:.0%} of the {kind} images are {what}" for what, share in shares.items() if share > FEW]
+        squeezed = f"are squeezed from shapes beyond {LARGEST_ASPECT_RATIO:.2f}:1 into squares", longer > LARGEST_ASPECT_RATIO * shorter
+        cropped = f"lose more than {LARGEST_LOSS:.0%}, as only the square in the middle is used", shorter < (1 - LARGEST_LOSS) * longer
+        enlarged = f"are enlarged {LARGEST_SCALE} times or more", image_size >= LARGEST_SCALE * shorter
+        shares = {what: np.mean(images) for what, images in (squeezed if kind == "training" else cropped, enlarged)}
+        warnings["data sizes"] += [f"{share:.0%} of the {kind} images {what}" for what, share in shares.items() if share > FEW]
         if missing := np.setdiff1d(np.arange(n_classes), records.labels).tolist():
             shown = ", ".join(names[label] for label in missing[:CLASSES_SHOWN]) + ", ..." * (len(missing) > CLASSES_SHOWN)
             warnings["data classes"].append(f"{len(missing)} of {n_classes} classes have no {kind} image ({single_line(shown)})")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from mat.cli.console import console
@@ -9,6 +10,8 @@ from mat.cli.devices import tensorfloat32_is_fast
 from mat.cli.errors import UserError
 from mat.cli.text import format_value
 from mat.config import PatchTrainingConfig
+from mat.data.reading import Records
+from mat.data.tiny_imagenet import resize, resize_function
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.results.run_directory import CONFIG_FILE, ResultDirectory
 
@@ -49,7 +52,13 @@ def _check_same_config(directory: ResultDirectory, saved: PatchTrainingConfig, c
         raise UserError(f"{directory.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")
 
 
-def restore(directory: ResultDirectory, config: PatchTrainingConfig, state: tf.train.Checkpoint, record: dict[str, Any]) -> None:
+def restore(
+    directory: ResultDirectory,
+    config: PatchTrainingConfig,
+    state: tf.train.Checkpoint,
+    record: dict[str, Any],
+    splits: tuple[Records, Records],
+) -> None:
     """Set `state` to the newest usable checkpoint.
 
     Args:
@@ -57,6 +66,7 @@ def restore(directory: ResultDirectory, config: PatchTrainingConfig, state: tf.t
         config: the run's config.
         state: what is set; its `record` is this process's `RunRecord`.
         record: of `read_record`.
+        splits: the training and the validation data.
 
     Raises:
         UserError: the run was begun with other data or by a version that computes something else, or no checkpoint is whole.
@@ -70,7 +80,7 @@ def restore(directory: ResultDirectory, config: PatchTrainingConfig, state: tf.t
         directory.checkpoints.restore(state)
     except OSError as error:
         raise directory.unusable_error(error) from None
-    _check_version(directory, config, record["versions"]["mat"])
+    _check_version(directory, config, record["versions"]["mat"], np.concatenate([records.sizes for records in splits]))
     if record["versions"]["tensorflow"] != tf.__version__:
         console.print(
             f"The checkpoint was written with TensorFlow {record['versions']['tensorflow']}, this is {tf.__version__}: results may "
@@ -78,11 +88,18 @@ def restore(directory: ResultDirectory, config: PatchTrainingConfig, state: tf.t
         )
 
 
-def _check_version(directory: ResultDirectory, config: PatchTrainingConfig, version: str) -> None:
-    """Refuse a run of a version whose network computed something else: 0.1 cropped what it pooled to multiples of 8.
+def _check_version(directory: ResultDirectory, config: PatchTrainingConfig, version: str, sizes: np.ndarray) -> None:
+    """Refuse a run of a version that computed something else on images of these sizes, integers [N, 2].
 
-    Its float32 may also have been TensorFloat-32, on GPUs from Ampere on.
+    Before 0.4, images were squeezed into squares for validation, and shrunk without smoothing. The network of 0.1 cropped what it pooled
+    to multiples of 8; its float32 may also have been TensorFloat-32, on GPUs from Ampere on.
     """
+    changed = np.any(sizes[:, 0] != sizes[:, 1]) or resize_function(sizes, config.image_size) is not resize
+    if version.startswith(("0.1.", "0.2.", "0.3.")) and changed:
+        raise UserError(
+            f"{directory.path}: its run is of version {version}, which squeezed images into squares and left out pixels where it shrank "
+            "them. Train anew under another unique_name"
+        )
     if not version.startswith("0.1."):
         return
     if last_feature_map(config.image_size, config.n_stacks) % SMALLEST_POOL:
