@@ -5,8 +5,9 @@ This module imports no TensorFlow, so that a faulty config is reported at once.
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -18,10 +19,12 @@ from mat.cli.files import replace_file
 from mat.cli.paths import check_result_path, expand_unique_name, literal_name
 from mat.cli.text import format_value, single_line
 from mat.cli.yaml_reader import apply_override, read_mapping
+from mat.data.metadata import add_metadata
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
 
 DEMO_IMAGE_SIZE = 32
 DEMO_N_CLASSES = 10
+OWN_NETWORK_KEYS = ("input_range", "logits", "safe_mode", "fresh_weights")
 
 StepSize = Annotated[float, Field(gt=0, le=1)]
 Scale = Annotated[float, Field(gt=0)]
@@ -105,18 +108,27 @@ class PatchTrainingConfig(Section):
     image_size: int = key(64, "height and width of the images, pixels", ge=8, le=4096)
     n_classes: int = key(200, "labels are 0 to n_classes - 1", ge=2)
 
+    network: Path = key("resnet", "resnet; an own network: a .keras file, or package.module:function, called with image_size, n_classes")
+    input_range: Literal["0..1", "0..255", "-1..1", "imagenet"] = key(
+        "0..1", "pixels that an own network takes; imagenet: normalized by channel, as for torchvision's networks"
+    )
+    logits: YesNo = key(True, "an own network gives logits, or (false) probabilities")
+    safe_mode: YesNo = key(True, "refuse a .keras file with code of its own, such as a Lambda layer's; false runs the code")
+    fresh_weights: YesNo = key(False, "initialize an own network's weights anew")
     depth: int = key(14, "of the ResNet, 6 n + 2 for n residual blocks a stack", ge=8)
     width: int = key(4, "16 x width filters in the first stack, doubled in each next one", ge=1)
     n_stacks: int = key(4, "stacks; each but the first halves the feature map, which must stay at least 8x8", ge=1, le=10)
     normalization: Literal["strip", "group", "batch", "layer", "none"] = key(
         "strip", "strip (the original's, which released weights need), group, batch, layer, none"
     )
-    initial_weights: Path | None = key(None, "weights file to start from, in the original's HDF5 layout or Keras 3's; null for none")
+    initial_weights: Path | None = key(
+        None, "weights file to start from: the original's HDF5, or Keras 3's .weights.h5 or .keras; null for none"
+    )
 
     n_epochs: int = key(75, "passes over the training images", ge=1)
     batch_size: int = key(128, "images per step", ge=1)
     initial_lr: float = key(0.033, "learning rate of the first epoch; a cosine takes it to 0 over n_epochs", gt=0)
-    weight_decay: float = key(1e-4, "factor of the sum of squared convolution kernels in the loss", ge=0)
+    weight_decay: float = key(1e-4, "factor of the sum of squared convolution kernels in the loss, depthwise ones too", ge=0)
     label_smoothing: float = key(0.0, "probability moved from the true class to the others, which must stay less probable", ge=0, le=1)
 
     n_patches: int = key(1000, "P, size of the bank; 0 trains without patches", ge=0)
@@ -148,11 +160,12 @@ class PatchTrainingConfig(Section):
 
     def _check(self) -> None:
         check_result_path("base_result_dir", self.base_result_dir)
+        self._check_network()
         if (self.depth - 2) % 6:
             below = self.depth - (self.depth - 2) % 6
             raise UserError(f"depth must be 6 n + 2 (8, 14, 20, ...); the nearest are {below} and {below + 6}. Received: {self.depth}")
         feature_map = last_feature_map(self.image_size, self.n_stacks)
-        if feature_map < SMALLEST_POOL:
+        if feature_map < SMALLEST_POOL and not self.own_network:
             fitting = max(n for n in range(1, self.n_stacks) if last_feature_map(self.image_size, n) >= SMALLEST_POOL)
             raise UserError(
                 f"images of {self.image_size}x{self.image_size} pixels are too small for n_stacks: {self.n_stacks}: the last feature map "
@@ -184,6 +197,27 @@ class PatchTrainingConfig(Section):
         if self.robust_evaluation == "full" and self.evaluation.starts == ("bank",) and (self.plain_baseline or not self.n_patches):
             raise UserError("evaluation.starts: [bank] needs a bank, which training without patches has not. Add another start")
 
+    def _check_network(self) -> None:
+        """Refuse a network that is none of the three kinds, keys of other kinds, and a precision that it cannot have.
+
+        The keys of the ResNet have values in most configs, so that the plan of a run tells that they do not apply.
+        """
+        if self.own_network and not re.fullmatch(r".*\.keras|[^\W\d]\w*(\.\w+)*:\w+", self.network, re.DOTALL):
+            remedy = "A model in another format is made one by model.save('NAME.keras')"
+            raise UserError(
+                f"network must be resnet, a .keras file or package.module:function. {remedy}. Received: {format_value(self.network)}"
+            )
+        for name in () if self.own_network else OWN_NETWORK_KEYS:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                remedy = "Leave it out, or set network: FILE.keras"
+                raise UserError(f"{name}: {format_value(value)} has no effect on network: {format_value(self.network)}. {remedy}")
+        if self.network.endswith(".keras") and self.precision == "mixed_bfloat16":
+            raise UserError(
+                f"precision: mixed_bfloat16 has no effect on network: {format_value(self.network)}, whose layers are saved with their "
+                "types. Set precision: float32 or tensorfloat32, or give a function that makes it (network: package.module:function)"
+            )
+
     @classmethod
     def from_yaml(cls, path: str | os.PathLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Self:
         """Read a config file, the original's `mat.yaml` and saved `config.yaml` included, and fill in the placeholders of `unique_name`.
@@ -194,17 +228,30 @@ class PatchTrainingConfig(Section):
             resume: refuse a `unique_name` with {date} or {id}, which names another directory each time.
 
         Raises:
-            UserError: the file cannot be read, is not the YAML of such a mapping, or has an unknown key or a wrong value.
+            UserError: the file cannot be read, is not the YAML of such a mapping, or as of `from_values`.
         """
         values = read_mapping(path)
         for override in overrides:
             apply_override(values, override)
         try:
-            config = cls(**values)
-            return config.replace(unique_name=expand_unique_name(config.unique_name, config.to_values(), resume=resume))
+            return cls.from_values(values, resume=resume)
         except UserError as error:
             source = f"{path} with --set {single_line(' '.join(overrides))}" if overrides else path
             raise UserError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], *, resume: bool = False) -> Self:
+        """The config of the values of a YAML file, with the `image_size` and the `n_classes` of the data where they are not given.
+
+        Args:
+            values: by key, those of a section as a dict.
+            resume: as of `from_yaml`.
+
+        Raises:
+            UserError: an unknown key, a wrong value, or one that contradicts the `dataset.json` of the data.
+        """
+        config = cls(**add_metadata(values, cls.model_fields["data_dir"].default))
+        return config.replace(unique_name=expand_unique_name(config.unique_name, config.to_values(), resume=resume))
 
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""
@@ -219,6 +266,11 @@ class PatchTrainingConfig(Section):
     def bad_records_allowed(self) -> int:
         """How many bad records of a file are passed over."""
         return self.max_bad_records if self.bad_records == "skip" else 0
+
+    @property
+    def own_network(self) -> bool:
+        """Whether the network is the user's, and not the original's ResNet."""
+        return self.network != "resnet"
 
     @property
     def dtype(self) -> str:

@@ -1,19 +1,31 @@
 """Command line: measure a model's accuracy under universal patch attacks."""
 
 import argparse
+import json
+import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+from mat import CallableModule
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console
+from mat.cli.errors import UserError
 from mat.cli.paths import expand_path
 from mat.cli.signals import raised_signals
+from mat.cli.yaml_reader import apply_override
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models.other_files import refuse_other_files
 from mat.robustness.store import report_path
+
+if TYPE_CHECKING:
+    import keras
+
+    from mat.data.reading import Records
+    from mat.robustness.display import Report
 
 _EXIT_STATUSES = """
 exit status:
@@ -21,11 +33,17 @@ exit status:
   130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 1 a bug"""
 
 PATHS = {  # options: metavariable, meaning
-    "--weights": ("FILE", "weights to evaluate: the original's HDF5 or Keras 3's .weights.h5"),
+    "--weights": (
+        "FILE",
+        "weights to evaluate: the original's HDF5, Keras 3's .weights.h5 or .keras (default: those of network: FILE.keras)",
+    ),
+    "--model": ("FILE", "in place of CONFIG: a whole Keras classifier, saved as .keras; it needs --data"),
+    "--data": ("DIR", "the same as --set data_dir=DIR: converted images"),
     "--output": ("DIR", "where the report goes (default: beside FILE, its name with _evaluation)"),
     "--bank": ("FILE", "patches.npz to start attacks from (default: the one beside the weights, if any)"),
     "--patches-from": ("RUN", "also try the patches that an evaluation fitted on another model"),
 }
+RANGES = "0..1 | 0..255 | -1..1 | imagenet"
 KEYS = {"attacks": "NAME[,NAME]", "max_images": "N", "restarts": "N", "iterations": "N"}  # options for keys of `evaluation`: metavariable
 
 
@@ -38,9 +56,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     meaning = "YAML file of the model, such as configs/evaluation.yaml or a run's config.yaml"
-    parser.add_argument("config", metavar="CONFIG", type=expand_path, help=meaning)
+    parser.add_argument("config", metavar="CONFIG", nargs="?", type=expand_path, help=meaning)
     for name, (metavar, meaning) in PATHS.items():
-        parser.add_argument(name, metavar=metavar, required=name == "--weights", type=expand_path, help=meaning)
+        parser.add_argument(name, metavar=metavar, type=expand_path, help=meaning)
+    meaning = "the same as --set input_range=RANGE: the pixels that an own network takes"
+    parser.add_argument("--input-range", metavar=f"{{{RANGES}}}", choices=RANGES.split(" | "), help=meaning)
+    meaning = "also try these patches: PNG or another picture, .npz of this program, .npy [R, h, w, 3]"
+    parser.add_argument("--patches", metavar="FILE", nargs="+", action="extend", default=[], type=expand_path, help=meaning)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")
     parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")
     for name, metavar in KEYS.items():
@@ -48,14 +70,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         meaning = f"the same as --set evaluation.{name}={to_yaml(metavar)}"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, type=to_yaml, help=meaning)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config, any number of times")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if (parsed.config is None) == (parsed.model is None):
+        parser.error("give CONFIG, or --model FILE.keras in place of it")
+    if parsed.model and (parsed.weights or not parsed.data):
+        parser.error("--model FILE.keras needs --data DIR, and has its own weights in place of --weights")
+    return parsed
 
 
 def read_config(arguments: argparse.Namespace) -> PatchTrainingConfig:
     """The config with the protocol that the command line asks for; what it asks for by name wins over `--quick`."""
     given = {name: value for name in KEYS if (value := getattr(arguments, name)) is not None}
     overrides = [*arguments.set, *(f"evaluation.{name}={value}" for name, value in given.items())]
-    config = PatchTrainingConfig.from_yaml(arguments.config, overrides)
+    given = {"data_dir": arguments.data, "input_range": arguments.input_range}
+    overrides += [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    config = (
+        classifier_config(arguments.model, overrides) if arguments.model else PatchTrainingConfig.from_yaml(arguments.config, overrides)
+    )
     if not arguments.quick:
         return config
     named = {override.partition("=")[0].strip() for override in overrides}
@@ -63,28 +94,96 @@ def read_config(arguments: argparse.Namespace) -> PatchTrainingConfig:
     return config.replace(evaluation=config.evaluation.quick().replace(**kept))
 
 
+def classifier_config(path: str, overrides: list[str]) -> PatchTrainingConfig:
+    """The config of a saved classifier, which takes TensorFlow to find out."""
+    values: dict[str, Any] = {"network": path}
+    for override in overrides:
+        apply_override(values, override)
+    console.print(f"{path}: loading TensorFlow")
+    load_tensorflow()
+    from mat.robustness.classifiers import read_classifier
+
+    return read_classifier(values)
+
+
+def weights_file(arguments: argparse.Namespace, config: PatchTrainingConfig) -> pathlib.Path:
+    """The file of the weights to evaluate."""
+    if arguments.weights:
+        if not config.own_network:
+            refuse_other_files(arguments.weights)
+        return pathlib.Path(arguments.weights)
+    if not config.network.endswith(".keras"):
+        raise UserError(f"{arguments.config}: its network: {config.network} comes without weights. Give them with --weights FILE")
+    if arguments.config and pathlib.Path(arguments.config).with_name("checkpoints").is_dir():
+        raise UserError(f"{arguments.config}: its run has weights of its own. Give those to evaluate with --weights FILE")
+    if config.fresh_weights:
+        raise UserError(
+            f"fresh_weights: true puts the weights of {config.network} away. Set it to false, or give weights with --weights FILE"
+        )
+    return pathlib.Path(config.network)
+
+
 @raised_signals("Stopped; what was fitted is kept: run the same command with --resume")
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate a weights file; the config is reported on before the seconds that TensorFlow takes to import."""
-    config, weights = read_config(arguments), pathlib.Path(arguments.weights)
-    refuse_other_files(weights)
+    config = read_config(arguments)
+    weights = weights_file(arguments, config)
     directory = pathlib.Path(arguments.output) if arguments.output else report_path(weights, quick=arguments.quick)
-    console.print(f"{weights}: evaluating into {directory}; loading TensorFlow")
-    load_tensorflow()
+    console.print(f"{weights}: evaluating into {directory}{'' if arguments.model else '; loading TensorFlow'}")
+    if not arguments.model:
+        load_tensorflow()
+    given = {name: getattr(arguments, name) for name in ("bank", "patches_from", "patches", "resume")}
+    evaluate_network(config, weights, directory, sure_of_range=arguments.input_range is not None, **given)
+
+
+def evaluate_network(
+    config: PatchTrainingConfig,
+    weights: pathlib.Path | None,
+    directory: str | os.PathLike[str],
+    *,
+    model: "keras.Model | None" = None,
+    splits: "tuple[Records, Records] | None" = None,
+    bank: str | os.PathLike[str] | None = None,
+    sure_of_range: bool = False,
+    **options: Any,
+) -> "Report":
+    """Evaluate a network on its data, and write the report into a directory.
+
+    Args:
+        config: of the network, the data and the protocol.
+        weights: the file of its weights, those in the network's own file included; None for a `model` that is given.
+        directory: where the report goes.
+        model: a Keras classifier in memory, in place of the config's network.
+        splits: training and validation records, in place of those in `data_dir`.
+        bank: `patches.npz` to start attacks from; by default the one beside the weights, if any.
+        sure_of_range: whether the user named the `input_range` in this call; see `check_input_range`.
+        options: `patches_from`, `patches` and `resume` of `measure_robustness`.
+
+    Raises:
+        UserError: the network, the data, a file or the directory cannot be used.
+    """
     from mat.cli.devices import configure
     from mat.data.splits import read_splits
     from mat.models import create_model, load_weights
+    from mat.models.network import wrap_model
+    from mat.robustness.classifiers import check_input_range
     from mat.robustness.measure import measure_robustness
 
     configure(precision=config.precision, deterministic=config.deterministic)
-    model = create_model(config)
-    load_weights(model, weights)
-    bank = arguments.bank
-    if bank is None and "bank" in config.evaluation.starts and (found := weights.with_name("patches.npz")).is_file():
-        bank = found
-    splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)
-    options = {"bank": bank, "patches_from": arguments.patches_from, "resume": arguments.resume}
-    measure_robustness(config, model, splits, directory, weights=weights, **options)
+    if model is None:
+        model = create_model(config)
+        if weights is not None and (str(weights) != config.network or config.fresh_weights):
+            load_weights(model, weights)
+    else:
+        keys = ("image_size", "n_classes", "input_range", "logits")
+        model = wrap_model(model, **{key: getattr(config, key) for key in keys})
+    if bank is None and weights is not None and "bank" in config.evaluation.starts:
+        beside = weights.with_name("patches.npz")
+        bank = beside if beside.is_file() else None
+    if splits is None:
+        splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)
+    check_input_range(config, model, splits[1], sure=sure_of_range)
+    return measure_robustness(config, model, splits, directory, weights=weights, bank=bank, **options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,3 +193,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+sys.modules[__name__].__class__ = CallableModule

@@ -14,6 +14,8 @@ from mat.data.reading import Records
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images
 from mat.models import create_model, load_weights
+from mat.models.kernels import random_states
+from mat.models.network_checks import check_trainable
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.results.checkpoints import RunRecord
 from mat.results.resume import read_record, restore
@@ -77,11 +79,18 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
     Raises:
         UserError: the data, the weights or the result directory cannot be used, or do not fit the config.
     """
-    results = ResultDirectory(config.result_dir, resume=resume, checkpoints_to_keep=config.checkpoints_to_keep, resume_config=resume_config)
+    results = ResultDirectory(
+        config.result_dir,
+        resume=resume,
+        checkpoints_to_keep=config.checkpoints_to_keep,
+        resume_config=resume_config,
+        own_network=config.own_network,
+    )
     earlier = read_record(results, config) if resume else None
     configure(precision=config.precision, deterministic=config.deterministic)
     with report_out_of_memory(lambda: memory_advice(config, results)):
         model = create_model(config)
+        check_trainable(model, config.network)
         if config.initial_weights is not None and earlier is None:
             load_weights(model, config.initial_weights)
         train_records, validation_records = read_splits(
@@ -98,8 +107,10 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
         step = create_step(config, model, bank)
         record = RunRecord(config.to_values(), fingerprint((train_records, validation_records)))
         state = tf.train.Checkpoint(step=step, record=record)
+        if states := random_states(model):  # which TensorFlow does not find in Keras' layers
+            state.random_states = states
         if earlier is not None:
-            restore(results, config, state, earlier)
+            restore(results, config, state, earlier, (train_records, validation_records))
     run = TrainingRun(config, results, train_records, validation_records, model, bank, step, record, state)
     if earlier is not None and run.epoch < config.n_epochs:
         console.print(f"{results.path}: resuming after {run.position}")
@@ -149,8 +160,9 @@ def create_step(config: PatchTrainingConfig, model: keras.Model, bank: PatchBank
 
 def memory_advice(config: PatchTrainingConfig, results: ResultDirectory) -> str:
     """How to get along with less memory, and what is saved."""
+    size = f"network: {config.network}" if config.own_network else f"width: {config.width}"
     return (
-        f"batch_size: {config.batch_size}, width: {config.width} and n_patches: {config.n_patches} take more than there is. Set a smaller "
+        f"batch_size: {config.batch_size}, {size} and n_patches: {config.n_patches} take more than there is. Set a smaller "
         "one under another unique_name, as a run is resumed with its own config only; or free what other programs took. "
         f"{results.what_is_saved()}"
     )

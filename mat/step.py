@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from mat.attack import i_fgsm
-from mat.models.convolutional import StandardizedConv2D
+from mat.models.kernels import convolution_kernels
 from mat.models.prepared import prepared_once
 from mat.patch import PatchBank, apply_patches, draw_trials, select_patches
 from mat.seeds import fold_in, stream_seed
@@ -60,7 +60,7 @@ class TrainingStep(tf.Module):
         self.jit_compile = jit_compile
         self.trial_seed = stream_seed(seed, "trials")
         self.optimizer = Momentum(model.trainable_variables)
-        self.decayed_kernels = [layer.kernel for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D))]
+        self.decayed_kernels = convolution_kernels(model)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.failed_step = tf.Variable(-1, dtype=tf.int64, trainable=False, name="failed_step")
         self.n_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="n_steps")
@@ -82,7 +82,11 @@ class TrainingStep(tf.Module):
                     images, refined, indices, _ = self.attack(images, labels)
             logits = self.model(images, training=True)
             loss, accuracy = tf.reduce_mean(cross_entropy(labels, logits)), tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32))
-        loss, gradients = self._with_weight_decay(loss, tape.gradient(loss, self.model.trainable_variables))
+            for variable in self.model.trainable_variables:
+                if variable.regularizer is not None:  # of an own network
+                    loss += variable.regularizer(variable)
+        gradients = tape.gradient(loss, self.model.trainable_variables, unconnected_gradients="zero")
+        loss, gradients = self._with_weight_decay(loss, [tf.convert_to_tensor(gradient) for gradient in gradients])
         self._commit(loss, accuracy, gradients, statistics, refined, indices)
         return loss, accuracy
 
@@ -129,6 +133,8 @@ class TrainingStep(tf.Module):
 
     def _with_weight_decay(self, loss, gradients):
         """The loss and its gradients (in the order of `model.trainable_variables`) with those of the L2 term added."""
+        if not self.decayed_kernels:
+            return loss, gradients
         decayed = {id(kernel) for kernel in self.decayed_kernels}
         # tf.nn.l2_loss is half of the sum of squares, in one pass.
         loss += 2 * self.weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in self.decayed_kernels])

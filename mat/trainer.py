@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import math
+import pathlib
 import time
-from typing import Any
 
+import keras
 import tensorflow as tf
 
 from mat.cli.console import console
@@ -13,10 +14,12 @@ from mat.cli.devices import report_out_of_memory, use_xla
 from mat.cli.errors import NonFiniteLossError, StoppedError
 from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
+from mat.data.splits import class_names
 from mat.data.tiny_imagenet import train_dataset, validation_dataset
 from mat.models.prepared import compile_with
 from mat.results.run_directory import BANK_FILE, CONFIG_FILE
 from mat.results.summary import print_plan, print_summary
+from mat.robustness.display import Report
 from mat.robustness.measure import measure_robustness
 from mat.robustness.report import headline_text
 from mat.robustness.store import report_path
@@ -29,12 +32,16 @@ class TrainingResult:
     """How a run ended.
 
     Attributes:
+        model: the trained network, float images [B, H, W, 3] in [0, 1] -> logits [B, n_classes].
+        directory: the result directory.
         accuracies: clean validation accuracy in [0, 1] after each epoch that ended in this process.
-        report: on the robustness, as in its `report.json`; None without one.
+        report: on the robustness, the contents of its `report.json`; None without one.
     """
 
+    model: keras.Model
+    directory: pathlib.Path
     accuracies: list[float]
-    report: dict[str, Any] | None
+    report: Report | None
 
 
 class Trainer:
@@ -67,6 +74,7 @@ class Trainer:
         try:
             with noted_signals() as self._stop, results.opened():
                 config.to_yaml(results.path / CONFIG_FILE)
+                results.save_class_names(class_names(config.data_dir, config.n_classes))
                 self._write_log()
                 for row in run.record.rows:  # values that the event files lack
                     results.write_events(row)
@@ -75,6 +83,7 @@ class Trainer:
                         self._train()
                 else:
                     console.print(f"{results.path}: this run is finished; nothing is left to train")
+                results.save_network(run.model)
                 seconds = time.monotonic() - started
                 report = self._evaluate()
                 self._stop_if_asked()
@@ -83,7 +92,7 @@ class Trainer:
         if accuracies := [row["validation_accuracy"] for row in run.record.rows[first_epoch:]]:
             robust = headline_text(report) if report else None
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
-        return TrainingResult(accuracies, report)
+        return TrainingResult(run.model, results.path, accuracies, report)
 
     def _train(self) -> None:
         """Train the epochs that are left."""
@@ -168,7 +177,7 @@ class Trainer:
         correct = is_correct(labels, self.run.model(images, training=False))
         return tf.math.count_nonzero(correct & (tf.range(images.shape[0]) < n_images))
 
-    def _evaluate(self) -> dict[str, Any] | None:
+    def _evaluate(self) -> Report | None:
         """Measure the robust accuracy of the trained model and log it, if that is wanted."""
         self._stop_if_asked()
         run, config, results = self.run, self.run.config, self.run.results
@@ -240,7 +249,8 @@ class Trainer:
         raise NonFiniteLossError(
             f"the loss or its gradient became NaN or infinite at step {failed_step + 1} (epoch {epoch + 1}, step {step + 1}), which was "
             f"not made; {saved}. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
-            f"normalization: strip (now {config.normalization}) or precision: float32 (now {config.precision}) under another unique_name"
+            f"{'' if config.own_network else f'normalization: strip (now {config.normalization}) or '}precision: float32 (now "
+            f"{config.precision}) under another unique_name"
         )
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from mat.config import PatchTrainingConfig
 from mat.models import create_model
-from mat.models.resnet import forward_flops
+from mat.models.kernels import forward_flops
 from mat.tools import file_timing
 from mat.tools.benchmark import main
 from mat.tools.step_timing import bare_convolutions, noise_bank, noise_batch, noise_step, passes

@@ -1,6 +1,7 @@
 """Configs: what is read, what is refused and how, what is written."""
 
 import codecs
+import json
 import pathlib
 import shlex
 
@@ -376,3 +377,57 @@ def test_plain_baseline_differs_in_its_patches_only():
     changed = {name for name, value in config if value != getattr(plain, name)}
     assert changed == {"n_patches", "plain_baseline", "unique_name"}
     assert (plain.n_patches, plain.unique_name) == (0, "run_plain")
+
+
+DATASET = {"image_size": 96, "classes": ["a", "b, c", "é"]}
+
+
+@pytest.fixture
+def read_with_data(read, tmp_path):
+    """A function from values of dataset.json, text of a config and overrides to the config, on a directory with that file."""
+
+    def from_text(values, text="", *overrides):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / "dataset.json").write_text(values if isinstance(values, str) else json.dumps(values))
+        return read(f"data_dir: {tmp_path}/data\n{text}", *overrides)
+
+    return from_text
+
+
+def test_the_data_tell_image_size_and_classes_where_the_config_does_not(read, read_with_data, tmp_path):
+    for text in ("", "n_classes: 3", "image_size: 96", "n_classes: 3\nimage_size: 96"):
+        config = read_with_data(DATASET, text)
+        assert (config.image_size, config.n_classes) == (96, 3)
+        config.to_yaml(tmp_path / "written.yaml")
+        assert PatchTrainingConfig.from_yaml(tmp_path / "written.yaml") == config
+    assert read_with_data(DATASET | {"image_size_is_free": True}, "image_size: 64").image_size == 64
+    assert PatchTrainingConfig.from_values({"data_dir": str(tmp_path / "data"), "unique_name": "{n_classes}"}).unique_name == "3"
+    assert read(f"data_dir: {tmp_path}/elsewhere").n_classes == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "n_classes: 200",
+            "n_classes is 200, and DIR/dataset.json lists 3 classes. Leave it out, set n_classes: 3, or set data_dir to the",
+        ),
+        (
+            "image_size: 64",
+            "image_size is 64, and DIR/dataset.json says 96. Leave it out or set image_size: 96; to resize the images to 64x64",
+        ),
+        ("n_classes: x", "n_classes must be a whole number"),
+    ],
+)
+def test_configs_that_contradict_the_data_are_refused_by_name(read_with_data, tmp_path, text, words):
+    for arguments in ((text,), ("", text.replace(": ", "="))):
+        with pytest.raises(UserError) as error:
+            read_with_data(DATASET, *arguments)
+        assert words.replace("DIR", f"{tmp_path}/data") in str(error.value)
+        assert str(error.value).startswith(f"{tmp_path}/config.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"image_size": "a", "classes": []}', '{"image_size": 64, "classes": 3}'])
+def test_a_damaged_dataset_file_is_named(read_with_data, tmp_path, content):
+    with pytest.raises(UserError, match=r"data/dataset\.json: cannot be read \(.+\)\. Convert the data again, or remove the file"):
+        read_with_data(content)

@@ -13,9 +13,9 @@ from mat.config import PatchTrainingConfig
 from mat.models import create_model, load_weights, save_weights
 from mat.models.convolutional import StandardizedConv2D, standardize
 from mat.models.groupnormalization import StripNormalization
+from mat.models.kernels import forward_flops
 from mat.models.pooling import SMALLEST_POOL, last_feature_map, pool_size
 from mat.models.prepared import PreparedLayer, prepared_once
-from mat.models.resnet import forward_flops
 from tests.conftest import GOLDEN, SMALL, golden
 
 NORMALIZATIONS = ["strip", "group", "batch", "layer", "none"]

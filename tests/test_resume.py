@@ -171,10 +171,19 @@ def full_after(n_files, monkeypatch):
 
 @pytest.mark.parametrize(
     ("n_files", "name"),
-    [(0, "config.yaml"), (1, "log.csv"), (2, "weights_000.h5"), (3, "events"), (5, "ckpt-1"), (7, "weights_001.h5"), (10, "ckpt-2")],
+    [
+        (0, "config.yaml"),
+        (1, "classes.txt"),
+        (2, "log.csv"),
+        (3, "weights_000.h5"),
+        (4, "events"),
+        (6, "ckpt-1"),
+        (8, "weights_001.h5"),
+        (11, "ckpt-2"),
+    ],
 )
 def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(plain_config, monkeypatch, n_files, name):
-    """Files in the order of writing: config, log; then for each epoch weights, events, log, and the two of the checkpoint."""
+    """Files in the order of writing: config, classes, log; then for each epoch weights, events, log, and the two of the checkpoint."""
     config = plain_config(n_epochs=2)
     trainer = trainer_of(config)
     with monkeypatch.context() as patched, pytest.raises(UserError) as failure:
@@ -184,7 +193,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(plain_config,
     assert f"{name}: cannot be read or written: No space left on device (0." in message
     assert "MB are free there" in message
     assert not list(config.result_dir.rglob("*.part"))
-    assert ("The newest checkpoint is" in message) == (n_files >= 7)
+    assert ("The newest checkpoint is" in message) == (n_files >= 8)
     trainer_of(config, resume=True).fit()
     assert len((config.result_dir / "log.csv").read_text().splitlines()) == 3
 

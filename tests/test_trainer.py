@@ -44,6 +44,7 @@ def test_a_run_leaves_every_file(tiny_config, capsys):
         "tiny_imagenet_weights_000.h5",
         "tiny_imagenet_weights_001.h5",
         "patches.npz",
+        "classes.txt",
         "patches.png",
         "checkpoints",
         "events",

@@ -21,8 +21,13 @@ def __getattr__(name: str) -> Any:
 
 
 def create_model(config: Any) -> "keras.Model":
-    """The network of a `PatchTrainingConfig`, initialized from its seed: float images [B, H, W, 3] in [0, 1] -> logits [B, n_classes]."""
+    """The network of a `PatchTrainingConfig`, made from its seed: float images [B, H, W, 3] in [0, 1] -> logits [B, n_classes]."""
+    shared = {key: getattr(config, key) for key in ("image_size", "n_classes", "dtype", "seed")}
+    if config.network != "resnet":
+        from mat.models.network import create_network
+
+        keys = ("network", "input_range", "logits", "safe_mode", "fresh_weights")
+        return create_network(**shared, **{key: getattr(config, key) for key in keys})
     from mat.models.resnet import create_resnet
 
-    keys = ("image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "dtype", "seed")
-    return create_resnet(**{key: getattr(config, key) for key in keys})
+    return create_resnet(**shared, **{key: getattr(config, key) for key in ("depth", "width", "n_stacks", "normalization")})

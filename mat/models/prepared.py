@@ -12,6 +12,17 @@ if keras.config.backend() != "tensorflow":
     raise ImportError(f"Keras runs on {keras.config.backend()} in this process, and mat needs TensorFlow. Set KERAS_BACKEND=tensorflow")
 
 
+def all_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers that a model or another layer is made of, at every depth, each once, in the order in which they are held."""
+    return list(dict.fromkeys(_walk(layer)))
+
+
+def _walk(layer):
+    for part in layer._flatten_layers(include_self=False, recursive=False):
+        yield part
+        yield from _walk(part)
+
+
 class PreparedLayer(keras.layers.Layer):
     """A layer whose `call` uses `self.prepared()`, what `prepare()` derives from its weights, in place of the weights themselves."""
 
@@ -35,7 +46,7 @@ def prepared_once(model: Callable, *, xla: bool) -> Iterator[None]:
 
     Gradients flow to the weights where a tape was recording on entry. `xla` tells whether the block is compiled with XLA.
     """
-    layers = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, PreparedLayer)]
+    layers = [layer for layer in all_layers(model) if isinstance(layer, PreparedLayer)] if isinstance(model, keras.Model) else []
     try:
         for layer in layers:
             layer._prepared, layer.xla = layer.prepare(), xla

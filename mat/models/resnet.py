@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import math
 import zlib
 from typing import Any
 
@@ -104,9 +103,3 @@ def create_resnet(
             x = layers.relu(keras.layers.Add(**layers.options("add"))([x, layers.norm(y)]))
         filters *= 2
     return keras.Model(inputs, layers.logits(x, n_classes), name="resnet_v1")
-
-
-def forward_flops(model: keras.Model) -> int:
-    """Multiplications and additions of the convolutions and the dense layer in a forward pass of one image."""
-    layers = [layer for layer in model.layers if isinstance(layer, (StandardizedConv2D, keras.layers.Conv2D, keras.layers.Dense))]
-    return sum(2 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape) for layer in layers)

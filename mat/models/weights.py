@@ -41,10 +41,16 @@ def load_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     """Set the weights of a model of `mat.models.create_model` from a file in the original's layout or in Keras 3's.
 
     The file's k-th layer of a kind is the model's k-th, whatever their numbers. The model is changed once everything is read.
+    Own networks take files of Keras alone, see `mat.models.own_weights`.
 
     Raises:
         UserError: the file cannot be read, is not such a file, or holds other layers or shapes than the model.
     """
+    if (inner := _own_network(model)) is not None:
+        from mat.models.own_weights import load_own_weights
+
+        load_own_weights(inner, path)
+        return
     refuse_other_files(path)
     layers = [layer for layer in model.layers if layer.weights]
     try:
@@ -68,11 +74,16 @@ def load_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
 
 
 def save_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
-    """Write the model's weights in the original's layout, as a whole file or not at all.
+    """Write the model's weights in the original's layout, those of an own network as Keras' `.weights.h5`, as a whole file or not at all.
 
     Raises:
         OSError: the file cannot be written; what was there stays.
     """
+    if (inner := _own_network(model)) is not None:
+        from mat.models.own_weights import save_own_weights
+
+        save_own_weights(inner, path)
+        return
     # In memory first: HDF5 holds on to a file that it cannot flush, and fails again whenever it next tries.
     with h5py.File("weights", "w", driver="core", backing_store=False) as file:
         file.attrs["layer_names"] = np.array([layer.name.encode() for layer in model.layers])
@@ -87,6 +98,12 @@ def save_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
         file.flush()
         content = file.id.get_file_image()
     replace_file(path, content)
+
+
+def _own_network(model):
+    from mat.models.network import inner_model  # late: a download needs no Keras
+
+    return inner_model(model)
 
 
 def _file_layers(file, keras_3):

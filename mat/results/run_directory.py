@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -12,7 +12,10 @@ import tensorflow as tf
 from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable, exclusive_lock, is_occupied, npz, replace_file
+from mat.cli.text import single_line
 from mat.models import save_weights
+from mat.models.network import inner_model
+from mat.models.own_weights import save_network
 from mat.patch import PatchBank
 from mat.results.checkpoints import Checkpoints
 from mat.results.events import Events
@@ -20,7 +23,10 @@ from mat.results.events import Events
 CONFIG_FILE = "config.yaml"
 LOG_FILE = "log.csv"
 BANK_FILE = "patches.npz"
+NETWORK_FILE = "network.keras"  # the whole own network after the last epoch
 BANK_PICTURE = "patches.png"
+WEIGHTS_NAMES = ("tiny_imagenet_weights_{}.h5", "network_{}.weights.h5")  # by epoch, of the ResNet and of an own network
+CLASSES_FILE = "classes.txt"  # the names of the classes, one a line, in the order of their labels
 LOG_COLUMNS = {"Epoch": "epoch", "Train Loss": "loss", "Train Accuracy": "accuracy", "Valid Accuracy": "validation_accuracy"}
 ROBUST_COLUMN = {"Robust Accuracy": "robust_accuracy"}  # empty but in the epochs that were evaluated
 EVENT_TAGS = {
@@ -43,6 +49,7 @@ class ResultDirectory:
         resume: whether to continue the run that is in the directory.
         checkpoints_to_keep: how many checkpoints are kept.
         resume_config: the config file that continues the run; by default the directory's own.
+        own_network: whether the weights are those of an own network.
 
     Raises:
         UserError: the directory holds something other than logs and `resume` is not set, it cannot be made, or another process trains
@@ -50,12 +57,19 @@ class ResultDirectory:
     """
 
     def __init__(
-        self, path: pathlib.Path, *, resume: bool = False, checkpoints_to_keep: int = 2, resume_config: pathlib.Path | None = None
+        self,
+        path: pathlib.Path,
+        *,
+        resume: bool = False,
+        checkpoints_to_keep: int = 2,
+        resume_config: pathlib.Path | None = None,
+        own_network: bool = False,
     ):
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep=checkpoints_to_keep)
         self.resume_command = _resume_command(resume_config or path / CONFIG_FILE)
         self._resume = resume
+        self._weights_name = WEIGHTS_NAMES[own_network]
         try:
             if not resume and is_occupied(self.path):
                 raise self._exists_error()
@@ -99,12 +113,12 @@ class ResultDirectory:
             yield
 
     def weights_path(self, epoch: int) -> pathlib.Path:
-        """The weights file of an epoch, counted from 0: the original's name, also for other data."""
-        return self.path / f"tiny_imagenet_weights_{epoch:03d}.h5"
+        """The weights file of an epoch, counted from 0: of the ResNet the original's name, also for other data."""
+        return self.path / self._weights_name.format(f"{epoch:03d}")
 
     def newest_weights(self) -> pathlib.Path | None:
         """The newest weights file; None where there is none, or only the first epoch's, which a run killed while saving writes again."""
-        files = sorted(self.path.glob("tiny_imagenet_weights_*.h5"), key=lambda path: (len(path.name), path.name))
+        files = weights_files(self.path)
         return files[-1] if files and files[-1] != self.weights_path(0) else None
 
     def write_log(self, rows: list[dict[str, float]], *, robust: bool = False) -> None:
@@ -124,9 +138,25 @@ class ResultDirectory:
         """Write an epoch to the TensorBoard events: its row, as of `write_log`, and other `scalars`."""
         self.events.write(int(row["epoch"]), {tag: row[key] for tag, key in EVENT_TAGS.items() if key in row} | scalars)
 
+    def save_class_names(self, names: Sequence[str]) -> None:
+        """Write the names of the classes, in the order of their labels, for those who use the network without its data."""
+        replace_file(self.path / CLASSES_FILE, "".join(f"{name}\n" for name in names).encode())
+
     def save_weights(self, model: keras.Model, epoch: int) -> None:
         """Write the weights after an epoch, counted from 0."""
         save_weights(model, self.weights_path(epoch))
+
+    def save_network(self, model: keras.Model) -> None:
+        """Write a trained own network as a whole, where it is not there yet; of the ResNet nothing."""
+        path, inner = self.path / NETWORK_FILE, inner_model(model)
+        if inner is None or path.exists():
+            return
+        try:
+            save_network(inner, path)
+        except OSError:
+            raise
+        except Exception as error:  # of the network's own classes; its weights are there
+            console.print(f"{path}: not written, as Keras cannot save this network ({single_line(str(error))}); its weights are")
 
     def save_bank(self, bank: PatchBank, epoch: int) -> None:
         """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""
@@ -152,6 +182,12 @@ class ResultDirectory:
         if not paths:
             return "No checkpoint was written yet"
         return f"The newest checkpoint is {paths[0]}. Continue with: {self.resume_command}"
+
+
+def weights_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The weights files of a run, the newest last."""
+    files = [path for name in WEIGHTS_NAMES for path in directory.glob(name.format("*"))]
+    return sorted(files, key=lambda path: (len(path.name), path.name))
 
 
 def _resume_command(config: pathlib.Path) -> str:

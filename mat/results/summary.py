@@ -14,7 +14,7 @@ from mat.cli.progress import duration
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import describe
-from mat.results.run_directory import BANK_FILE, BANK_PICTURE, LOG_FILE
+from mat.results.run_directory import BANK_FILE, BANK_PICTURE, LOG_FILE, NETWORK_FILE
 
 MANY_LEFT_OUT = 0.1  # share of the training images that an epoch leaves out, which raises a warning
 
@@ -52,9 +52,9 @@ def print_plan(
     plan = {
         "device": device_name(),
         **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes),
-        "network": f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization, "
-        f"{n_parameters:,} parameters, {config.precision}, XLA {'on' if use_xla(config.jit_compile) else 'off'}",
-        "weights": f"from {config.initial_weights}" if config.initial_weights else f"initialized from seed {config.seed}",
+        "network": f"{_network(config)}, {n_parameters:,} parameters, {config.precision}, XLA "
+        f"{'on' if use_xla(config.jit_compile) else 'off'}",
+        "weights": _weights(config),
         "patches": patches if config.n_patches else "none: plain training",
         "steps": f"{config.n_epochs} epochs x {steps_per_epoch} steps of {config.batch_size} images = {n_steps:,} steps{left}",
         "results": f"{config.result_dir}: {'' if n_bytes < free else 'WARNING: '}{space}",
@@ -64,6 +64,23 @@ def print_plan(
     if told := _precision_warnings(config.precision):
         plan["precision"] = told
     print_facts(f"MAT {__version__}, TensorFlow {tf.__version__}", plan)
+
+
+def _network(config: PatchTrainingConfig) -> str:
+    """What the network is."""
+    if not config.own_network:
+        return f"ResNet-{config.depth}, {config.n_stacks} stacks, width {config.width}, {config.normalization} normalization"
+    outputs = "logits" if config.logits else "probabilities"
+    return f"{config.network}, images in {config.input_range} to {outputs} (depth, width, n_stacks, normalization do not apply)"
+
+
+def _weights(config: PatchTrainingConfig) -> str:
+    """Where the first weights come from."""
+    if config.initial_weights:
+        return f"from {config.initial_weights}"
+    if not config.own_network or config.fresh_weights:
+        return f"initialized from seed {config.seed}"
+    return f"as {config.network} {'has' if config.network.endswith('.keras') else 'makes'} them"
 
 
 def _precision_warnings(precision: str) -> str:
@@ -91,7 +108,12 @@ def print_summary(
     """
     first_epoch = config.n_epochs - len(accuracies)
     best = max(range(len(accuracies)), key=accuracies.__getitem__)
-    files = [LOG_FILE, weights.name, *((BANK_FILE, BANK_PICTURE) if config.n_patches else ())]
+    files = [
+        LOG_FILE,
+        weights.name,
+        *((NETWORK_FILE,) if (config.result_dir / NETWORK_FILE).exists() else ()),
+        *((BANK_FILE, BANK_PICTURE) if config.n_patches else ()),
+    ]
     summary = {
         "clean validation accuracy": f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch "
         f"{first_epoch + best + 1}",

@@ -109,15 +109,19 @@ def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool =
 
 
 def _rates(batch_size, step_seconds, plain_seconds, layers):
-    """Rates and ratios of the MAT and the plain step, beside the convolutions alone."""
-    bound = sum(layer["seconds"] * layer["forward_equivalents"] for layer in layers)
-    plain_bound = sum(layer["seconds"] * n for n, layer in zip(passes(len(layers), 0, 0), layers, strict=True))
-    gflop = sum(layer["gflops"] * layer["seconds"] * layer["forward_equivalents"] for layer in layers)
-    return {
+    """Rates and ratios of the MAT and the plain step, beside the convolutions alone, which an own network has none of."""
+    rates = {
         "step_seconds": step_seconds,
         "images_per_second": batch_size / step_seconds,
         "plain_step_seconds": plain_seconds,
         "mat_to_plain_ratio": step_seconds / plain_seconds,
+    }
+    if not layers:
+        return rates
+    bound = sum(layer["seconds"] * layer["forward_equivalents"] for layer in layers)
+    plain_bound = sum(layer["seconds"] * n for n, layer in zip(passes(len(layers), 0, 0), layers, strict=True))
+    gflop = sum(layer["gflops"] * layer["seconds"] * layer["forward_equivalents"] for layer in layers)
+    return rates | {
         "conv_bound_seconds": bound,
         "fraction_of_conv_bound": bound / step_seconds,
         "plain_fraction_of_conv_bound": plain_bound / plain_seconds,
