@@ -15,6 +15,7 @@ from mat.data.splits import read_splits
 from mat.models import create_model, load_weights
 from mat.robustness.inputs import read_patches
 from mat.robustness.measure import measure_robustness
+from mat.tools.export_patches import export_patches
 
 SMALL_PROTOCOL = EvaluationConfig(
     n_fit_images=300,
@@ -164,6 +165,40 @@ def test_a_report_of_another_evaluation_does_not_count(run, tmp_path, capsys):
     capsys.readouterr()
     assert (report_of(FAST), report_of(FAST.replace(iterations=2))) == (weak, strong)  # with their times, so none was made again
     assert capsys.readouterr().out.count("was finished before") == 2
+
+
+@pytest.mark.parametrize("size", [300, 25])  # cells of 25 pixels; cells of two and of three
+def test_exported_patches_that_are_given_back_have_the_same_accuracies(run, whole, tmp_path, capsys, size):
+    fitted = {row["name"]: row for row in (*whole[0]["grid"], *whole[0]["gradient_free"])}
+    exported = export_patches(whole[1], size=size, dpi=300, output=tmp_path / "exported")
+    pictures = sorted(exported.glob("[0-9]*.png"))
+    report, directory = run(FAST.replace(max_images=None), patches=[*pictures, whole[1] / "universal_patches.npz"])
+    names = [f"given-{path.stem}" for path in pictures] + [f"given-{name}" for name in fitted]
+    assert [row["name"] for row in report["given"]] == names
+    assert [row["n_correct"] for row in report["given"]] == 2 * [row["n_correct"] for row in fitted.values()]
+    assert report["headline"]["robust"]["attack"] == "given"  # fitted for longer than by this protocol
+    assert report["headline"]["robust"]["n_correct"] == whole[0]["headline"]["robust"]["n_correct"]
+    assert report["headline"]["n_patches"] == sum(len(report[rows]) for rows in ("grid", "given", "controls"))
+    check = next(item for item in report["checklist"] if item["check"].startswith("given"))
+    assert check["status"] == "warning"
+    assert f"given patches  {len(fitted)} of 12x12 as exported, {len(fitted)} of 12x12" in capsys.readouterr().out
+    assert set(names) < set((directory / "examples.csv").read_text().splitlines()[0].split(","))
+    assert f"| `{names[0]}` |" in (directory / "report.md").read_text().split("### Patches that were given")[1].split("##")[0]
+
+
+def test_an_evaluation_goes_on_with_the_same_given_patches_only(run, tmp_path):
+    for name in ("one, two", "other"):
+        np.save(tmp_path / f"{name}.npy", np.full((12, 12, 3), len(name) / 10))
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "one, two.npy", tmp_path / "copy")
+    report, directory = run(FAST, patches=[tmp_path / "one, two.npy"])
+    assert list(csv.DictReader((directory / "examples.csv").read_text().splitlines()))[0]["given-one, two"].isdigit()
+    assert report["subject"]["patches"] == [str(tmp_path / "one, two.npy")]
+    again, _ = run(FAST, directory, patches=[tmp_path / "copy" / "one, two.npy"], resume=True)
+    assert again["run"] == report["run"]
+    for patches in ([tmp_path / "other.npy"], []):
+        with pytest.raises(UserError, match=r"the evaluation in it has patches_git_blob: \['[0-9a-f]{40}'\], and this one has"):
+            run(FAST, directory, patches=patches, resume=True)
 
 
 def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, tmp_path):

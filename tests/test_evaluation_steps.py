@@ -19,12 +19,12 @@ from mat.robustness.universal import Images, UniversalAttacks
 SMALL = EvaluationConfig(n_targets=1, starts=("random",), iterations=7, search_iterations=30, images_per_iteration=4, images_at_once=8)
 
 
-def plan_of(protocol=SMALL, *, n_validation=30, bank=None, transferred=(), **keys):
+def plan_of(protocol=SMALL, *, n_validation=30, bank=None, transferred=(), given=(), **keys):
     """The plan of an evaluation on so many records of four classes."""
     network = {"image_size": 32, "n_classes": 4, "n_stacks": 2, "patch_shape": (12, 12, 3)}
     config = PatchTrainingConfig(**network | keys, evaluation=protocol)
     splits = (Records("", tf.zeros([n]), np.arange(n) % 4, np.arange(n), np.zeros((n, 2))) for n in (5000, n_validation))
-    return make_plan(config, tuple(splits), bank=bank, transferred=transferred)
+    return make_plan(config, tuple(splits), bank=bank, transferred=transferred, given=given)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +120,13 @@ def test_draws_stay_in_the_image_and_reach_its_ends():
 
 def test_all_that_is_planned_is_done_and_counted(toy):
     work = []
-    plan = plan_of(SMALL.replace(images_at_once=4), transferred=[("a", np.zeros((12, 12, 3), np.float32))])
+    black = np.zeros((12, 12, 3), np.float32)
+    plan = plan_of(SMALL.replace(images_at_once=4), transferred=[("a", black)], given=[("given-b", black), ("given-c", 1 - black)])
     scores = fit_and_score(plan, *toy, Callbacks(advance=lambda amount, text: work.append(amount)))
     assert sum(work) == plan.cost == scores.cost
     assert [patch.spec for patch in scores.fitted] == plan.grid + plan.gradient_free
-    assert [patch.name for patch in scores.transfer] == ["transfer-a"]
+    assert [patch.name for patch in scores.transfer + scores.given] == ["transfer-a", "given-b", "given-c"]
+    np.testing.assert_array_equal(scores.given[0].predictions, scores.transfer[0].predictions)
     assert len(scores.controls) == 2 * 10 + 1
     assert {len(patch.losses) for patch in scores.gradient_free} == {30}
     for patch in (*scores.fitted, *scores.controls, *scores.iterations, *scores.patch_sizes):

@@ -18,10 +18,11 @@ GOOD = {  # how many of 100 images are right under each patch; the curves are (v
     "controls": [90, 80],
     "gradient_free": [50],
     "transfer": [60],
+    "given": [70],
     "iterations": [(50, 35), (100, 30), (200, 29)],
     "patch_sizes": [(2, 60), (4, 30), (6, 10)],
 }
-NOTHING_ELSE = {"gradient_free": [], "transfer": [], "iterations": [], "patch_sizes": []}
+NOTHING_ELSE = {"gradient_free": [], "transfer": [], "given": [], "iterations": [], "patch_sizes": []}
 
 
 def scored(n_correct, **changes):
@@ -36,7 +37,7 @@ def scores(vanishing=0.0, positions=None, **changes):
     return Scores(
         **dict.fromkeys(("labels", "clean"), np.zeros(100, np.int64)),
         **dict.fromkeys(("records", "images", "offsets"), None),  # the report does not need them
-        **{name: [scored(n) for n in numbers[name]] for name in ("grid", "controls", "gradient_free", "transfer")},
+        **{name: [scored(n) for n in numbers[name]] for name in ("grid", "controls", "gradient_free", "transfer", "given")},
         iterations=[scored(n, n_iterations=value) for value, n in numbers["iterations"]],
         patch_sizes=[scored(n, patch_shape=(value, value, 3)) for value, n in numbers["patch_sizes"]],
         vanishing={"untargeted": vanishing, "targeted": 0.0},
@@ -56,7 +57,7 @@ def report_of(made, width=0.2):
 @pytest.mark.parametrize("changes", [{}, {"grid": [10, 50], "iterations": [(100, 10), (200, 8)]}])  # 0.1 - 0.08 > 0.02
 def test_a_sound_evaluation_passes_every_check(changes):
     report, statuses = report_of(scores(**changes))
-    assert statuses == ["passed"] * 7
+    assert statuses == ["passed"] * 8
     lowest, highest = (n / 100 for n in (GOOD | changes)["grid"])
     summary = {"mean": (lowest + highest) / 2, "standard_deviation": (highest - lowest) / 2, "highest": highest, "lowest": lowest}
     assert report["grid_summary"] == pytest.approx({"n_patches": 2} | summary)
@@ -70,11 +71,12 @@ def test_a_sound_evaluation_passes_every_check(changes):
         (0, {"positions": {}}, "0.0% of the images"),
         (1, {"gradient_free": [50, 30]}, "masked gradients"),
         (2, {"transfer": [29]}, "masked gradients or too weak"),
-        (3, {"controls": [90, 30]}, "attacks nothing"),
-        (4, {"iterations": [(50, 35), (100, 30), (200, 27)]}, "30.0% after 100 iterations, 27.0% after 200"),
-        (4, {"grid": [32, 40], "iterations": [(100, 30), (200, 29)]}, "32.0% in the headline, 29.0% after 200"),
-        (5, {"patch_sizes": [(2, 25), (4, 30)]}, "2x2: 25.0%, 4x4: 30.0%"),
-        (6, {"width": 0.05}, "about 1,296 are needed"),
+        (3, {"given": [70, 30]}, "masked gradients or too weak"),
+        (4, {"controls": [90, 30]}, "attacks nothing"),
+        (5, {"iterations": [(50, 35), (100, 30), (200, 27)]}, "30.0% after 100 iterations, 27.0% after 200"),
+        (5, {"grid": [32, 40], "iterations": [(100, 30), (200, 29)]}, "32.0% in the headline, 29.0% after 200"),
+        (6, {"patch_sizes": [(2, 25), (4, 30)]}, "2x2: 25.0%, 4x4: 30.0%"),
+        (7, {"width": 0.05}, "about 1,296 are needed"),
     ],
 )
 def test_each_sign_of_a_false_evaluation_raises_its_warning(place, changes, words):
@@ -93,7 +95,7 @@ def test_each_sign_of_a_false_evaluation_raises_its_warning(place, changes, word
 )
 def test_what_was_not_measured_is_not_called_passed(changes, width, last):
     _, statuses = report_of(scores(**NOTHING_ELSE | changes), width)
-    assert statuses == ["passed", "not checked", "not checked", "passed", "not checked", "not checked", last]
+    assert statuses == ["passed", "not checked", "not checked", "not checked", "passed", "not checked", "not checked", last]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_what_was_not_measured_is_not_called_passed(changes, width, last):
         ({}, "white_box", 30),
         ({"gradient_free": [50, 20]}, "gradient_free", 20),
         ({"transfer": [29]}, "transfer", 29),
+        ({"given": [70, 28]}, "given", 28),
         ({"controls": [90, 10]}, "control", 10),
         ({"gradient_free": [30], "controls": [30]}, "white_box", 30),  # no stronger than the grid's
         ({"iterations": [(50, 35), (100, 30), (200, 1)], "patch_sizes": [(2, 60), (6, 0)]}, "white_box", 30),  # other efforts, other sizes
@@ -111,7 +114,7 @@ def test_the_headline_is_the_worst_of_everything_that_was_tried(changes, attack,
     report, _ = report_of(scores(**changes))
     robust, kind = report["headline"]["robust"], attack.replace("_", "-")
     assert (robust["attack"], robust["n_correct"], robust["accuracy"]) == (attack, n_correct, n_correct / 100)
-    tried = [row for name in ("grid", "gradient_free", "transfer", "controls") for row in report[name]]
+    tried = [row for name in ("grid", "gradient_free", "transfer", "given", "controls") for row in report[name]]
     assert (robust["name"], robust["accuracy"]) in [(row["name"], row["accuracy"]) for row in tried]
     assert report["headline"]["n_patches"] == len(tried)
     assert report["headline"]["every_image_under_its_worst_patch"]["n_correct"] == n_correct  # the same images are hard for all

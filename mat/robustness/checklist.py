@@ -20,6 +20,7 @@ def checklist(report: dict, protocol: EvaluationConfig) -> list[dict[str, str]]:
         "gradients reach the patch": _gradients_reach(report["vanishing_gradients"], report["position_gradients"]),
         "the gradient-free attack is weaker than white-box": _weaker(report, "gradient_free", "masked gradients"),
         "transferred patches are weaker than white-box": _weaker(report, "transfer", "masked gradients or too weak an attack"),
+        "given patches are weaker than white-box": _weaker(report, "given", "masked gradients or too weak an attack"),
         "grey, noise and natural patches are weaker than white-box": _weaker(report, "controls", "an attack that attacks nothing"),
         "twice the iterations change little": _converged(curves["iterations"], robust),
         "larger patches are no weaker": _monotone(curves["patch_size"]),

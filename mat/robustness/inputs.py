@@ -33,7 +33,7 @@ def find_patches(run: str | os.PathLike[str], *, exclude: str | os.PathLike[str]
 def read_patches(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
     """The (name, patch float32 [h, w, 3] in [0, 1]) that an evaluation fitted, from its `universal_patches.npz`."""
     try:
-        patches, names = _read(path, "names")
+        patches, names = read_labeled(path, "names")
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}). Evaluate that network again") from None
     return list(zip(names.tolist(), patches, strict=True))
@@ -42,7 +42,7 @@ def read_patches(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
 def read_bank(path: str | os.PathLike[str], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The bank of `patches.npz`: patches float32 [P, h, w, 3] in [0, 1] and targets int64 [P] of 0 .. `n_classes` - 1."""
     try:
-        patches, targets = _read(path, "targets")
+        patches, targets = read_labeled(path, "targets")
         if not np.isin(targets, range(n_classes)).all():
             raise ValueError(f"its targets go from {targets.min()} to {targets.max()}")
     except ValueError as error:
@@ -52,7 +52,7 @@ def read_bank(path: str | os.PathLike[str], n_classes: int) -> tuple[np.ndarray,
     return patches, targets.astype(np.int64)
 
 
-def _read(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, np.ndarray]:
+def read_labeled(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, np.ndarray]:
     """`patches` float32 [n, h, w, 3] in [0, 1], n >= 1, and the array `label` [n] of an `.npz` file; a ValueError where it has none."""
     arrays = read_arrays(path)
     patches, labels = arrays.get("patches", np.zeros(0)), arrays.get(label, np.zeros(0))

@@ -2,9 +2,11 @@
 
 import datetime
 import functools
+import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -20,10 +22,12 @@ from mat.cli.progress import WorkProgress, duration
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import class_names, describe, fingerprint
-from mat.models.resnet import forward_flops
+from mat.models.kernels import forward_flops
 from mat.models.weights import git_blob
 from mat.robustness.checklist import NOT_CHECKED, WARNING, checklist
+from mat.robustness.display import Report
 from mat.robustness.fit import Callbacks, FittedPatch, fit_patches
+from mat.robustness.given import read_given
 from mat.robustness.inputs import find_patches, read_bank, read_patches
 from mat.robustness.intervals import interval_text
 from mat.robustness.pictures import report_pictures
@@ -36,7 +40,7 @@ from mat.robustness.universal import Images, UniversalAttacks, load_images
 
 Path = str | os.PathLike[str]
 SUBJECT_KEYS = (  # of the config, those that the results depend on: a report counts for a run only if they are the same
-    *("dataset", "image_size", "n_classes", "depth", "width", "n_stacks", "normalization", "precision"),
+    *("dataset", "image_size", "n_classes", "network", "input_range", "logits", "depth", "width", "n_stacks", "normalization", "precision"),
     *("patch_shape", "seed", "deterministic", "jit_compile"),
 )
 
@@ -47,21 +51,23 @@ def measure_robustness(
     splits: tuple[Records, Records],
     directory: Path,
     *,
-    weights: Path,
+    weights: Path | None,
     bank: Path | None = None,
     patches_from: Path | None = None,
+    patches: Sequence[Path] = (),
     resume: bool = False,
     numbered: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Evaluate a network by the protocol `config.evaluation` and write the report, unless it is there already; returns the report.
 
     Args:
-        model: with the weights that came from the file `weights`.
+        model: with the weights that came from the file `weights`; None for a model that came from none.
         splits: training and validation records.
         bank: a `patches.npz` to start attacks from.
         patches_from: directory of an evaluation of another network, whose patches are tried on this one.
-        resume: continue the evaluation in the directory. A finished report counts if protocol, data, weights, bank, foreign patches and
-            the versions of this program and of TensorFlow are the same.
+        patches: files of patches that are tried too; see `given.read_given`.
+        resume: continue the evaluation in the directory. A finished report counts if protocol, data, weights, bank, foreign and given
+            patches, and the versions of this program and of TensorFlow are the same.
         numbered: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
 
     Raises:
@@ -69,9 +75,10 @@ def measure_robustness(
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
     foreign = find_patches(patches_from, exclude=directory) if patches_from else None
-    plan = make_plan(config, splits, bank=start_bank, transferred=read_patches(foreign) if foreign else [])
-    files = {"weights": weights, "bank": bank, "patches_from": foreign}
-    subject, protocol = _subject(config, splits, files), config.to_values()["evaluation"]
+    transferred, (given, told) = read_patches(foreign) if foreign else [], read_given(patches, config.patch_shape)
+    plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
+    files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}
+    subject, protocol = _subject(config, model, splits, files), config.to_values()["evaluation"]
     fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
     results = ReportDirectory(directory, subject | fixed, resume=resume, numbered=numbered)
     title, report = "This evaluation was finished before", read_report(results.path)
@@ -79,12 +86,15 @@ def measure_robustness(
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
     else:
         title, started = "Evaluated", time.monotonic()
-        words = {"weights": weights, **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes)}
-        _print_plan(plan, forward_flops(model), words, results)
+        words = {
+            "weights": weights or "of the model that was given",
+            **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes),
+        }
+        _print_plan(plan, forward_flops(model), words | ({"given patches": told} if given else {}), results)
         try:
             scores = _run(plan, model, splits, results, jit_compile=use_xla(config.jit_compile))
             names = class_names(config.data_dir, config.n_classes)
-            paths = {name: str(path) if path else None for name, path in files.items()} | {"data_dir": config.data_dir}
+            paths = {name: _of_each(str, path) for name, path in files.items()} | {"data_dir": config.data_dir}
             subject = paths | subject | {"protocol": protocol}
             report = make_report(scores, protocol=config.evaluation, subject=subject, class_names=names)
             run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
@@ -93,17 +103,27 @@ def measure_robustness(
         except OSError as error:
             raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
     _print_summary(report, results, title)
-    return report
+    return Report(report, results.path)
 
 
-def _subject(config: PatchTrainingConfig, splits: tuple[Records, Records], files: dict[str, Any]) -> dict[str, Any]:
+def _subject(config: PatchTrainingConfig, model: keras.Model, splits: tuple[Records, Records], files: dict[str, Any]) -> dict[str, Any]:
     """The network, files, data and versions that the results depend on, beside the protocol."""
     values, foreign = config.to_values(), files["patches_from"]
-    blobs = {f"{name}_git_blob": git_blob(path) if path else None for name, path in files.items()}
-    if foreign and (read_report(foreign.parent) or {"subject": {}})["subject"].get("weights_git_blob") == blobs["weights_git_blob"]:
+    blobs = {f"{name}_git_blob": _of_each(git_blob, path) for name, path in files.items()}
+    if not files["weights"]:
+        blobs["weights_sha256"] = hashlib.sha256(b"".join(array.tobytes() for array in model.get_weights())).hexdigest()
+    theirs = (read_report(foreign.parent) or {"subject": {}})["subject"] if foreign else {}
+    if any(name.startswith("weights") and value and value == theirs.get(name) for name, value in blobs.items()):
         raise UserError(f"{foreign}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
     computing = {"precision_overrides": precision_overrides(config.precision), "mat": __version__, "tensorflow": tf.__version__}
     return {key: values[key] for key in SUBJECT_KEYS} | blobs | {"data_sha256": fingerprint(splits)} | computing
+
+
+def _of_each(function, file):
+    """What a function makes of a file or of each of several; None where there is none."""
+    if not file:
+        return None
+    return [function(path) for path in file] if isinstance(file, list) else function(file)
 
 
 def _run(plan, model, splits, results, *, jit_compile):
@@ -145,6 +165,7 @@ def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Image
         grid=grid,
         gradient_free=gradient_free,
         transfer=transfer,
+        given=score([FittedPatch(name, patch) for name, patch in plan.given]),
         iterations=[patch for patch, spec in zip(curves, specs, strict=True) if spec.patch_shape == plan.patch_shape],
         patch_sizes=[patch for patch, spec in zip(curves, specs, strict=True) if spec.n_iterations == plan.grid[0].n_iterations],
         vanishing=vanishing_gradients(plan, attacks, scored, callbacks),
@@ -175,6 +196,8 @@ def _print_plan(plan, flops, words, results):
         attacks.append(f"{len(plan.gradient_free)} gradient-free x {plan.gradient_free[0].n_iterations} queries")
     if plan.transferred:
         attacks.append(f"{len(plan.transferred)} transferred")
+    if plan.given:
+        attacks.append(f"{len(plan.given)} given")
     height, width, _ = plan.patch_shape
     facts = {
         "images": f"{len(plan.scored_examples):,} to score on, {len(plan.fit_examples):,} training images to fit patches on",

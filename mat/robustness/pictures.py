@@ -12,7 +12,7 @@ from mat.robustness.score import Scores
 
 _N_PATCHES, _N_EXAMPLES = 12, 10
 _BLUE, _RED = "#2a6fbb", "#c0392b"
-_LONGEST_NAME = 16  # characters of a class name over a small picture
+_LONGEST_NAME = 16  # characters of a name over a small picture
 
 
 def report_pictures(scores: Scores, report: dict, class_names: Sequence[str]) -> dict[str, bytes]:
@@ -35,29 +35,38 @@ def report_pictures(scores: Scores, report: dict, class_names: Sequence[str]) ->
 
 
 def _patches(scores: Scores, report: dict) -> Any:
-    """The strongest of the patches that were fitted to the network, and the accuracy they leave."""
-    patches, panels = {scored.name: scored.patch for scored in scores.fitted}, []
-    for row in sorted([*report["grid"], *report["gradient_free"]], key=lambda row: row["accuracy"])[:_N_PATCHES]:
-        goal = "untargeted" if row["target"] is None else f"to {row['target_name']}"
-        kind = "" if row["attack"] == "white_box" else "\nwithout gradients"
-        panels.append((patches[row["name"]], f"{goal}{kind}\naccuracy {row['accuracy']:.1%}", "black"))
+    """The strongest of the patches that were fitted to the network or given, and the accuracy they leave."""
+    patches, panels = {scored.name: scored.patch for scored in (*scores.fitted, *scores.given)}, []
+    rows = [*report["grid"], *report["gradient_free"], *report["given"]]
+    for row in sorted(rows, key=lambda row: row["accuracy"])[:_N_PATCHES]:
+        if "attack" in row:
+            goal = "untargeted" if row["target"] is None else f"to {row['target_name']}"
+            title = goal if row["attack"] == "white_box" else f"{goal}\nwithout gradients"
+        else:
+            title = f"given\n{_cut(row['name'].removeprefix('given-'))}"
+        panels.append((patches[row["name"]], f"{title}\naccuracy {row['accuracy']:.1%}", "black"))
     return _gallery(panels, n_columns=min(4, len(panels)), width=1.9, height=2.2)
 
 
 def _examples(scores: Scores, report: dict, class_names: Sequence[str]) -> Any:
     """Images without and with the worst patch that was tried: those it fooled first."""
-    tried = (*scores.fitted, *scores.transfer, *scores.controls)
+    tried = (*scores.fitted, *scores.transfer, *scores.given, *scores.controls)
     worst = next(scored for scored in tried if scored.name == report["headline"]["robust"]["name"])
     right, still_right = scores.clean == scores.labels, worst.predictions == scores.labels
     order = np.argsort(np.where(right, still_right, 2), kind="stable")[:_N_EXAMPLES]
     images = tf.gather(scores.images, order)
     patched = apply_patches(images, np.repeat(worst.patch[np.newaxis], len(order), axis=0), scores.offsets[order])
-    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in class_names]
+    names = list(map(_cut, class_names))
     panels = [(image, names[scores.labels[i]], "black") for image, i in zip(images, order, strict=True)]
     for image, i in zip(patched, order, strict=True):
         panels.append((image, f"seen as\n{names[worst.predictions[i]]}", _BLUE if still_right[i] else _RED))
     title = f"True classes, and what the network saw under {worst.name}"
     return _gallery(panels, n_columns=len(order), width=1.25, height=1.6, title=title)
+
+
+def _cut(name: str) -> str:
+    """A name that is short enough for a small picture."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def _gallery(panels: list[tuple], *, n_columns: int, width: float, height: float, title: str = "") -> Any:

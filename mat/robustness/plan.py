@@ -57,16 +57,17 @@ class PatchSpec:
         return n_calls * PASSES_PER_CALL[self.attack] * images_per_iteration
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvaluationPlan:
     """What an evaluation fits and scores."""
 
     grid: list[PatchSpec]  # white-box patches to be fitted; those of the curves depend on how these do
-    gradient_free: list[PatchSpec]
-    curve_scales: Sequence[float] | None  # patch sizes of the curve in units of patch_shape; None without curves
-    bank: Bank | None  # to start from
-    transferred: NamedPatches  # fitted on another network
-    n_controls: int  # noise patches, and as many natural ones
+    gradient_free: Sequence[PatchSpec] = ()
+    curve_scales: Sequence[float] | None = None  # patch sizes of the curve in units of patch_shape; None without curves
+    bank: Bank | None = None  # to start from
+    transferred: NamedPatches = ()  # fitted on another network
+    given: NamedPatches = ()  # by the user
+    n_controls: int = 0  # noise patches, and as many natural ones
     fit_examples: np.ndarray  # positions of the training records that patches are fitted on
     scored_examples: np.ndarray  # positions of the validation records that patches are scored on
     images_per_iteration: int  # training images in each step or query of a patch
@@ -81,7 +82,7 @@ class EvaluationPlan:
         """Forward passes of the network, of one image each, that all of it takes; a gradient counts as two."""
         specs = [*self.grid, *self.gradient_free, *curve_specs(self, self.grid[:CURVE_PATCHES])]
         n_images, n_positions = len(self.scored_examples), len(grid_offsets(self.image_size, self.patch_shape))
-        n_scored = len(specs) + len(self.transferred) + 2 * self.n_controls + 2  # and grey, and without a patch
+        n_scored = len(specs) + len(self.transferred) + len(self.given) + 2 * self.n_controls + 2  # and grey, and without a patch
         n_gradients = 2 * min(VANISHING_IMAGES, n_images) + n_positions * min(POSITION_IMAGES, n_images)
         fitting = sum(spec.cost(self.images_per_iteration) for spec in specs)
         return fitting + n_scored * n_images + PASSES_PER_GRADIENT * n_gradients
@@ -93,7 +94,12 @@ class EvaluationPlan:
 
 
 def make_plan(
-    config: PatchTrainingConfig, splits: tuple[Records, Records], *, bank: Bank | None = None, transferred: NamedPatches = ()
+    config: PatchTrainingConfig,
+    splits: tuple[Records, Records],
+    *,
+    bank: Bank | None = None,
+    transferred: NamedPatches = (),
+    given: NamedPatches = (),
 ) -> EvaluationPlan:
     """The plan of the evaluation that `config.evaluation` asks for, on (training, validation) records.
 
@@ -124,6 +130,7 @@ def make_plan(
         curve_scales=protocol.patch_scales if protocol.curves else None,
         bank=bank,
         transferred=transferred,
+        given=given,
         fit_examples=np.sort(generator(seed, "evaluation/fit_images").permutation(len(splits[0].labels))[: protocol.n_fit_images]),
         scored_examples=np.sort(generator(seed, "evaluation/images").permutation(len(splits[1].labels))[: protocol.max_images]),
         **copied,

@@ -1,6 +1,8 @@
 """The report of an evaluation: `report.json`, whose schema docs/evaluation.md documents, and `examples.csv`."""
 
+import csv
 import importlib
+import io
 import itertools
 import operator
 import platform
@@ -16,7 +18,7 @@ from mat.robustness.intervals import accuracy_interval, interval_text
 from mat.robustness.score import ScoredPatch, Scores
 
 # The lists of patches that the headline is the worst of, all of the config's size, and the kind of attack that it then names.
-_TRIED = {"grid": "white_box", "gradient_free": "gradient_free", "transfer": "transfer", "controls": "control"}
+_TRIED = {"grid": "white_box", "gradient_free": "gradient_free", "transfer": "transfer", "given": "given", "controls": "control"}
 _LIBRARIES = ("tensorflow", "keras", "tensorflow_probability", "numpy")
 _LOSS_WINDOW = 25  # iterations that the first and the last loss are means of
 
@@ -39,7 +41,7 @@ def make_report(scores: Scores, *, protocol: EvaluationConfig, subject: dict, cl
     accuracies = [row["accuracy"] for row in rows["grid"]]
     statistics: dict[str, Callable] = {"mean": np.mean, "standard_deviation": np.std, "highest": np.max, "lowest": np.min}
     report = {
-        "schema_version": 2,
+        "schema_version": 3,
         "headline": {
             "clean": clean,
             "robust": {key: worst[key] for key in (*clean, "name", "attack")},
@@ -104,7 +106,9 @@ def headline_text(report: dict) -> str:
 
 def examples_csv(scores: Scores) -> bytes:
     """`examples.csv`: for every scored image its record, label, clean prediction and the prediction under each patch."""
-    patches = [*scores.controls, *scores.grid, *scores.gradient_free, *scores.transfer]
+    patches = [*scores.controls, *scores.grid, *scores.gradient_free, *scores.transfer, *scores.given]
     columns = np.stack([scores.records, scores.labels, scores.clean, *(scored.predictions for scored in patches)], axis=1)
     lines = [["record", "label", "clean", *(scored.name for scored in patches)], *columns.tolist()]
-    return "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)  # names of given patches may have commas
+    return text.getvalue().encode()

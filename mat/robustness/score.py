@@ -37,6 +37,7 @@ class Scores:
     grid: list[ScoredPatch]
     gradient_free: list[ScoredPatch]
     transfer: list[ScoredPatch]
+    given: list[ScoredPatch]
     iterations: list[ScoredPatch]  # the curves; both hold the patches at the grid's own iterations and size
     patch_sizes: list[ScoredPatch]
     vanishing: dict[str, float]  # see `vanishing_gradients`

@@ -29,7 +29,7 @@ _REMEDY = "Choose another --output"
 def report_path(weights: str | os.PathLike[str], *, quick: bool) -> pathlib.Path:
     """Where the evaluation of a weights file goes by default: beside it, a quick one apart from the full one."""
     weights = pathlib.Path(weights)
-    stem = weights.name.removesuffix(".h5").removesuffix(".weights")
+    stem = weights.name.removesuffix(".keras").removesuffix(".h5").removesuffix(".weights")
     return weights.with_name(f"{stem}{'_quick' if quick else ''}{EVALUATION_SUFFIX}")
 
 
@@ -95,7 +95,7 @@ class ReportDirectory:
         for key in saved | self._protocol:
             then, now = saved.get(key), self._protocol.get(key)
             if then != now:
-                difference = f"the evaluation in it has {key}: {then}, and this one has {key}: {now}"
+                difference = f"the evaluation in it has {key}: {single_line(str(then))}, and this one has {key}: {single_line(str(now))}"
                 raise UserError(f"{self.path}: {difference}. Give what it was begun with, or choose another --output")
 
     def create(self) -> None:

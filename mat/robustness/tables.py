@@ -28,6 +28,7 @@ def report_markdown(report: dict) -> bytes:
         "## Attacks": _attack_table(report["grid"]),
         "### Gradient-free: random search over squares": _attack_table(report["gradient_free"]),
         "### Patches fitted on another network": _other_table(report["transfer"]),
+        "### Patches that were given": _other_table(report["given"]),
         "## Controls": _other_table(report["controls"]),
         "## Accuracy against iterations": _curve_table(report["curves"]["iterations"], "iterations"),
         "## Accuracy against patch size": _curve_table(report["curves"]["patch_size"], "patch_shape"),
