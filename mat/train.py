@@ -5,11 +5,12 @@ import json
 import pathlib
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+from mat import CallableModule
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_table
 from mat.cli.errors import UserError
@@ -17,6 +18,10 @@ from mat.cli.paths import expand_path, literal_name
 from mat.cli.signals import raised_signals
 from mat.config import PatchTrainingConfig
 
+if TYPE_CHECKING:
+    from mat.trainer import TrainingResult
+
+_STOPPED = "Stopped before training began; nothing was changed"
 _EXIT_STATUSES = """
 exit status:
   0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
@@ -43,24 +48,31 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Config -> data, model, bank and step -> loop. A faulty config is reported before TensorFlow is imported, which takes seconds."""
+def run(arguments: argparse.Namespace) -> None:
+    """Train as the command line says. A faulty config is reported before TensorFlow is imported, which takes seconds."""
     config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=arguments.resume)
     if arguments.resume:
         refuse_another_directory(arguments, config)
     console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
-    with raised_signals("Stopped before training began; nothing was changed"):
+    with raised_signals(_STOPPED):
         load_tensorflow()
+    train_runs(config, resume=arguments.resume)
+
+
+def train_runs(config: PatchTrainingConfig, *, resume: bool = False) -> "list[TrainingResult]":
+    """Config -> data, model, bank and step -> loop: the run, and with `plain_baseline` the same without patches, which is compared."""
+    with raised_signals(_STOPPED):
         from mat.run import build_run
         from mat.trainer import Trainer
 
         configs = [config, config.without_patches()] if config.plain_baseline else [config]
         resume_config = config.result_dir / "config.yaml"  # resumes both runs
         # Both are built, and so checked, before the hours of the first.
-        trainers = [Trainer(build_run(each, resume=arguments.resume, resume_config=resume_config)) for each in configs]
-    reports = [trainer.fit().report for trainer in trainers]
+        trainers = [Trainer(build_run(each, resume=resume, resume_config=resume_config)) for each in configs]
+    results = [trainer.fit() for trainer in trainers]
     if config.plain_baseline:
-        print_comparison(dict(zip(["meta adversarial training", "plain training"], reports, strict=True)))
+        print_comparison({"meta adversarial training": results[0].report, "plain training": results[1].report})
+    return results
 
 
 def refuse_another_directory(arguments: argparse.Namespace, config: PatchTrainingConfig) -> None:
@@ -89,8 +101,9 @@ def print_comparison(reports: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("mat-train", parse_arguments, train, arguments)
+    return run_command("mat-train", parse_arguments, run, arguments)
 
 
 if __name__ == "__main__":
     sys.exit(main())
+sys.modules[__name__].__class__ = CallableModule

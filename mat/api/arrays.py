@@ -1,0 +1,42 @@
+"""Images and labels as arrays: what the functions of `mat.api` accept, and the form that an evaluation takes."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mat.cli.errors import UserError
+from mat.data.reading import Records
+
+
+def float_images(images: Any) -> np.ndarray:
+    """Images [N, H, W, 3] with N >= 1 and H = W, uint8 or float in [0, 1], as float32 in [0, 1]; a `UserError` tells what else they are."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2] or not images.size:
+        raise UserError(f"images must be an array [N, size, size, 3]. Received: an array of the shape {list(images.shape)}")
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / 255
+    if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
+        received = f"{images.dtype} from {images.min()} to {images.max()}"
+        raise UserError(f"images must be uint8, or float in [0, 1]. Received: {received}. Divide by 255, or convert with .astype('uint8')")
+    return images.astype(np.float32)
+
+
+def integer_labels(labels: Any, n_images: int) -> np.ndarray:
+    """Labels of N images, integers [N] or [N, 1] or one-hot [N, n_classes], as int64 [N]; a `UserError` tells what else they are."""
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        labels = labels.argmax(axis=1)
+    labels = labels.reshape(-1)
+    if len(labels) != n_images or not np.all(labels == labels.astype(np.int64)) or labels.min() < 0:
+        raise UserError(f"labels must be {n_images} whole numbers of at least 0, one for an image. Received: {len(labels)} {labels.dtype}")
+    return labels.astype(np.int64)
+
+
+def as_records(images: Any, labels: Any, name: str) -> Records:
+    """Arrays as the records of a split: the images as PNG, so in 8 bits, as files have them."""
+    images = np.round(255 * float_images(images)).astype(np.uint8)
+    labels = integer_labels(labels, len(images))
+    encoded = tf.map_fn(lambda image: tf.io.encode_png(image, compression=1), images, fn_output_signature=tf.string)
+    sizes = np.full((len(images), 2), images.shape[1], np.int64)
+    return Records(name, encoded, labels, np.arange(len(images)), sizes)

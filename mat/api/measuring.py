@@ -1,0 +1,117 @@
+"""Evaluations from Python."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from mat.api.arrays import as_records
+from mat.api.loading import find_network
+from mat.api.session import read_config, session
+from mat.cli.errors import UserError
+from mat.cli.signals import raised_signals
+from mat.config import EvaluationConfig, PatchTrainingConfig
+from mat.data.reading import Records
+from mat.evaluate import evaluate_network
+from mat.robustness.classifiers import fill_values
+from mat.robustness.display import Report
+
+Path = str | os.PathLike[str]
+
+
+def evaluate(
+    model: keras.Model | Path,
+    data: Any = None,
+    *,
+    quick: bool = False,
+    output: Path | None = None,
+    resume: bool = False,
+    bank: Path | None = None,
+    patches_from: Path | None = None,
+    patches: Sequence[Path] = (),
+    **keys: Any,
+) -> Report:
+    """Measure a classifier's accuracy on clean images and under universal patch attacks, as the command `mat-evaluate` does.
+
+    Args:
+        model: a Keras classifier of images; or what `mat.load` takes: the directory of a run, a weights file, a `.keras` file.
+        data: the directory of a converted data set, or arrays, as `keras.datasets` load them: `((images, labels), (images, labels))`, the
+            first to fit patches on and the second to score them on; images [N, H, W, 3], uint8 or float in [0, 1], labels integers [N].
+            By default the data of the run.
+        quick: a first look: white-box only, one start and step size, few iterations.
+        output: where the report is written; None for a temporary directory, of which only what is returned stays.
+        resume: continue an interrupted evaluation in `output`.
+        bank: `patches.npz` to start attacks from.
+        patches_from: directory of an evaluation of another model, whose patches are tried too.
+        patches: files of patches that are tried too: PNG, `.npz` of this program, `.npy` [R, h, w, 3].
+        keys: keys of the config's section `evaluation`, such as `iterations=100`, and others, such as `patch_shape=(24, 24, 3)` (by default
+            3/8 of the image's side), `input_range="0..255"`, `logits=False` or `seed=1`.
+
+    Returns:
+        The contents of `report.json` as a dict, with the attributes `patches`, `strongest` and `pictures`, which a notebook shows.
+
+    Raises:
+        UserError: the model, the data, a file or a key cannot be used, or do not fit.
+        KeyboardInterrupt: what was fitted is kept in `output`.
+
+    Example:
+        >>> import mat
+        >>> report = mat.evaluate("results/example", quick=True, iterations=5, n_targets=1, max_images=100)
+        >>> report["headline"]["robust"]["accuracy"] <= report["headline"]["clean"]["accuracy"]
+        True
+        >>> report.strongest.shape
+        (12, 12, 3)
+    """
+    given: dict[str, Any] = {
+        "sure_of_range": "input_range" in keys,
+        "bank": bank,
+        "patches_from": patches_from,
+        "patches": patches,
+        "resume": resume,
+    }
+    kept = f"; what was fitted is kept in {output}: call it again with resume=True" if output else ""
+    with session(), raised_signals(f"The evaluation was stopped{kept}"), tempfile.TemporaryDirectory() as temporary:
+        arrays = None if data is None or isinstance(data, (str, os.PathLike)) else _splits_of(data)
+        config, weights = _config_of(model, data if arrays is None else "arrays", keys, arrays, quick=quick)
+        in_memory = model if isinstance(model, keras.Model) else None
+        directory = output or pathlib.Path(temporary) / "evaluation"
+        report = evaluate_network(config, weights, directory, model=in_memory, splits=arrays, **given)
+        if output is None:  # what lies in the directory is read before it goes
+            _ = report.patches, report.pictures
+        return report
+
+
+def _splits_of(data: Any) -> tuple[Records, Records]:
+    """Arrays, `((images, labels), (images, labels))`, as training and validation records."""
+    try:
+        (fitted_on, fitted_labels), (scored, scored_labels) = data
+    except (TypeError, ValueError):
+        remedy = "Give ((images, labels), (images, labels)), or the directory of a converted data set"
+        raise UserError(f"data must be two pairs of arrays or a directory. {remedy}. Received: {type(data).__name__}") from None
+    return as_records(fitted_on, fitted_labels, "the first arrays"), as_records(scored, scored_labels, "the second arrays")
+
+
+def _config_of(
+    model: keras.Model | Path, data_dir: Path | None, keys: dict[str, Any], arrays: tuple[Records, Records] | None, *, quick: bool
+) -> tuple[PatchTrainingConfig, pathlib.Path | None]:
+    """The config of an evaluation, in which its class stands for a model in memory, and the file of the weights, if any."""
+    protocol = {name: value for name, value in keys.items() if name in EvaluationConfig.model_fields}
+    values = {name: value for name, value in keys.items() if name not in protocol} | ({"evaluation": protocol} if protocol else {})
+    values |= {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
+    weights = None
+    if not isinstance(model, keras.Model):
+        config, weights = find_network(model, values)
+        weights = weights or pathlib.Path(config.network)
+    elif data_dir is None:
+        raise UserError("data is needed to evaluate a model in memory: the directory of a converted data set, or arrays. Received: None")
+    else:
+        size = {} if arrays is None else {"image_size": int(arrays[0].sizes[0, 0])}
+        values = {"network": f"{type(model).__module__}:{type(model).__name__}", **size, **values}
+        config = read_config(fill_values(model, values), {})
+    if quick:
+        named = {name: getattr(config.evaluation, name) for name in protocol}
+        config = config.replace(evaluation=config.evaluation.quick().replace(**named))
+    return config, weights
