@@ -21,6 +21,8 @@ _COMMANDS = ("train", "evaluate")
 def __getattr__(name: str) -> Any:
     if name in _COMMANDS:
         return importlib.import_module(f"mat.{name}")
+    if name == "api":
+        return _api()
     if name in _FUNCTIONS:
         return getattr(_api(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ This module imports no TensorFlow, so that a faulty config is reported at once.
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -78,9 +78,10 @@ class EvaluationConfig(Section):
             received = f"{self.images_per_iteration} > {self.images_at_once}"
             raise UserError(f"evaluation.images_per_iteration must not exceed evaluation.images_at_once. Received: {received}")
 
-    def quick(self) -> Self:
-        """The same protocol with the keys of `QUICK` replaced, where they make it cheaper."""
-        return self.replace(**{key: min(value, getattr(self, key)) if type(value) is int else value for key, value in QUICK.items()})
+    def quick(self, kept: Collection[str] = ()) -> Self:
+        """The same protocol with the keys of `QUICK` replaced, but for those to be `kept`, where they make it cheaper."""
+        replaced = {key: min(value, getattr(self, key)) if type(value) is int else value for key, value in QUICK.items()}
+        return self.replace(**{key: value for key, value in replaced.items() if key not in kept})
 
 
 QUICK = {  # a first look: one start and step size, few iterations, no curves

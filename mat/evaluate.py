@@ -70,7 +70,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         meaning = f"the same as --set evaluation.{name}={to_yaml(metavar)}"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, type=to_yaml, help=meaning)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config, any number of times")
-    parsed = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "-1..1" in words[1:]:  # which argparse takes for an option
+        position = words.index("-1..1", 1)
+        words[position - 1 : position + 1] = [f"{words[position - 1]}=-1..1"]
+    parsed = parser.parse_args(words)
     if (parsed.config is None) == (parsed.model is None):
         parser.error("give CONFIG, or --model FILE.keras in place of it")
     if parsed.model and (parsed.weights or not parsed.data):
@@ -193,4 +197,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-sys.modules[__name__].__class__ = CallableModule
+sys.modules[__name__].__class__ = CallableModule  # so that `mat.evaluate` is one thing, whoever imported what before

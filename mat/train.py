@@ -106,4 +106,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-sys.modules[__name__].__class__ = CallableModule
+sys.modules[__name__].__class__ = CallableModule  # so that `mat.train` is one thing, whoever imported what before

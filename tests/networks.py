@@ -161,6 +161,11 @@ def sigmoid(image_size, n_classes):
     return small(image_size, 1, activation="sigmoid")
 
 
+def sigmoids(image_size, n_classes):
+    """A network of classes that do not exclude each other."""
+    return small(image_size, n_classes, activation="sigmoid")
+
+
 def logarithms(image_size, n_classes):
     """A network that gives NaN on black images."""
     images = keras.Input((image_size, image_size, 3))

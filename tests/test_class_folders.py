@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import unicodedata
 import zlib
 
@@ -61,6 +62,7 @@ ACCEPTED = {  # the files, and the numbers of training and validation images
     "flat test": (tree(*(f"train/{name}" for name in CLASSES)) | tree("test"), 8, 4),
     "a folder around": ({f"data set/new/{name}": content for name, content in BOTH.items()}, 12, 4),
     "folders below": (tree(*(f"{name}/{part}" for name in CLASSES for part in "ab"), n=5), 36, 4),
+    "records of another conversion": (BOTH | {"records/wnids.txt": b"a\nb\n", "records/train.tfrecord": b""}, 12, 4),
     "junk": (
         BOTH | {"train/.DS_Store": b"", "__MACOSX/train/x/._1.png": b"", f"train/{CLASSES[0]}/Thumbs.db": b"", "train/.git/x.png": PNG},
         12,
@@ -101,6 +103,11 @@ REFUSED = {
     "an image beside the classes": (BOTH | {"train/x.JPG": PNG}, "train/x.JPG lies in no folder of a class"),
     "an image in val": (BOTH | {"val/x": PNG}, "val/x lies in no folder of a class"),
     "no train": (tree("val/a", "val/b", "test/a", "test/b"), "test (and 1 more) is no class, and there is no folder train with classes"),
+    "splits of a Kaggle archive": (
+        tree("seg_train/seg_train/cat", "seg_train/seg_train/dog", "seg_test/seg_test/cat", "seg_test/seg_test/dog", "seg_pred/seg_pred"),
+        "seg_test (and 1 more) is no class, and there is no folder train with classes in it. Rename the folders. Give a folder or zip",
+    ),
+    "splits and more": (tree("Training/cat", "Training/dog", "Test/cat", "Test/dog", "papers"), "Test (and 1 more) is no class"),
     "another class in val": (BOTH | tree("val/dog", "val/fox"), "val/dog (and 1 more) has images, and no training image is of that class"),
     "letter case": (tree("cat", "Cat"), "Cat and cat are not told apart. Rename one, or join the two"),
     "spaces": (tree("cat", "cat "), "are not told apart"),
@@ -192,11 +199,59 @@ def test_images_that_cannot_be_read_are_named_or_skipped(tmp_path, capsys):
     assert "3 of 21 images cannot be read." in str(error.value)
     assert "leave them out with --skip-bad" in str(error.value)
     assert LINES in str(error.value)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     assert main([str(source), str(tmp_path / "out"), "--skip-bad"]) == 0
     assert f"Left out as they cannot be read: 3 images{LINES}" in capsys.readouterr().out
     assert sum(read_metadata(tmp_path / "out").images.values()) == 18
     assert list(read_metadata(tmp_path / "out").skipped) == list(BAD)
+
+
+def test_a_directory_is_not_converted_into_itself(tmp_path):
+    source = folder(tmp_path / "source", tree("cat", "dog") | {"wnids.txt": b"dog\ncat\n"})
+    before = sorted(path.name for path in source.iterdir())
+    with pytest.raises(UserError, match="is the source, too"):
+        convert(source, source)
+    assert sorted(path.name for path in source.iterdir()) == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_conversion_leaves_nothing(tmp_path, monkeypatch, capsys, number, status):
+    source = folder(tmp_path / "source", tree("cat", "dog", n=9))
+    monkeypatch.setattr("mat.data.convert._report", lambda *_: None)
+    monkeypatch.setattr("mat.data.convert._check_faults", lambda *_, **__: os.kill(os.getpid(), number))
+    assert main([str(source), str(tmp_path / "out")]) == status
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_cannot_be_opened_are_named_or_skipped_too(tmp_path):
+    source = folder(tmp_path / "source", tree("cat", "dog", n=9))
+    (source / "cat" / "0.png").unlink()
+    (source / "cat" / "0.png").symlink_to("nowhere")
+    path = archive(tmp_path / "a.zip", tree("cat", "dog", n=9))
+    path.write_bytes(path.read_bytes().replace(b"cat/0.png", b"cat/0.pnG", 1))  # the two names of an entry differ
+    for each, reason in (
+        (source, "No such file or directory"),
+        (path, "File name in directory 'cat/0.png' and header b'cat/0.pnG' differ."),
+    ):
+        with pytest.raises(UserError) as error:
+            convert(each, tmp_path / "out")
+        assert "1 of 18 images cannot be read. Replace each" in str(error.value)
+        assert str(error.value).endswith(f"--skip-bad:\n  cat/0.png: cannot be read ({reason})")
+        assert sum(convert(each, tmp_path / f"{each.name} out", skip_bad=True).values()) == 17
+
+
+def test_records_without_images_to_validate_on_are_refused(tmp_path):
+    source = folder(tmp_path / "source", tree("train/cat", "train/dog") | {"val/cat/1.jpg": b"", "val/dog/1.jpg": b""})
+    with pytest.raises(
+        UserError, match="2 of 8 images cannot be read, which leaves no validation image. Replace or remove them:\n  val/cat"
+    ):
+        convert(source, tmp_path / "out", skip_bad=True)
+
+
+def test_a_destination_that_no_file_system_takes_is_told_so(tmp_path):
+    with pytest.raises(UserError, match="cannot be written: File name too long. Choose another destination"):
+        convert(folder(tmp_path / "source", tree("a", "b")), tmp_path / ("x" * 300))
 
 
 def test_names_of_files_need_not_be_utf_8(tmp_path):
@@ -244,6 +299,13 @@ def test_the_directory_says_what_it_holds(tmp_path, capsys):
     assert lines[-3].startswith("Re-encoded as PNG: 1 images that are not")
     assert lines[-2] == "Other files are passed over: labels.csv (and 1 more)"
     assert lines[-1] == f"{tmp_path}/out: 6 train, 1 validation images"
+
+
+def test_images_that_are_passed_over_are_counted(tmp_path, capsys):
+    source = folder(tmp_path / "source", tree("train/cat", "train/dog") | {"val/1.png": PNG, "val/2.png": PNG, "labels.csv": b""})
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    words = "Other files are passed over, 2 of them images that lie where none are read: val/1.png (and 2 more)"
+    assert words in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from mat.data.tiny_imagenet import (
     initial_images,
     load_dataset,
     resize,
-    resize_function,
-    resize_smoothly,
+    shrink,
     smooth_one_hot,
     train_dataset,
     validation_dataset,
+    validation_image,
 )
 from mat.seeds import generator, split, stream_seed
 from tests.conftest import GOLDEN, golden, write_tiny_split
@@ -66,17 +66,33 @@ def test_validation_serves_every_image_once_in_order_in_every_pass(tiny_data, ca
         np.testing.assert_array_equal(images, again)
 
 
-def test_images_are_resized_as_in_the_original_unless_one_is_larger():
-    for sizes, function in (([[16, 16], [8, 8]], resize), ([[16, 16], [17, 8]], resize_smoothly), ([[8, 17]], resize_smoothly)):
-        assert resize_function(np.array(sizes), 16) is function
+@pytest.mark.parametrize(("height", "width", "function"), [(16, 16, resize), (9, 9, resize), (17, 17, shrink), (9, 17, shrink)])
+def test_images_are_resized_as_in_the_original_unless_they_are_larger(height, width, function):
+    image = tf.io.decode_png(colored(height, width) if height != width else noise(height))
+    square = image if height == width else image[:, (width - height) // 2 :][:, :height]
+    expected = function(tf.image.convert_image_dtype(square, tf.float32), 16)
+    np.testing.assert_array_equal(validation_image(image, 16), expected)
+
+
+def noise(side):
+    """A PNG of random pixels."""
+    return tf.io.encode_png(np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)).numpy()
+
+
+def test_an_image_is_the_same_whatever_else_is_in_the_data():
+    sizes = [16, 9, 40]
+    records = Records("here", tf.constant(list(map(noise, sizes))), np.zeros(3, int), np.arange(3), np.repeat(sizes, 2).reshape(3, 2))
+    ((together, _),) = validation_dataset(records, **TINY)
+    alone = [images[0] for i in range(3) for images, _ in validation_dataset(records.take([i]), **TINY)]
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_shrinking_leaves_no_pixel_out():
     stripes = tf.tile(tf.constant([[[0.0]], [[1.0]]]), [64, 128, 3])  # [128, 128, 3], of one pixel each
-    np.testing.assert_allclose(resize_smoothly(stripes, 16)[2:-2], 0.5, atol=0.01)
+    np.testing.assert_allclose(shrink(stripes, 16)[2:-2], 0.5, atol=0.01)
     assert np.ptp(resize(stripes, 16)) + np.abs(np.mean(resize(stripes, 16)) - 0.5) > 0.4
     image = tf.random.stateless_uniform([30, 50, 3], [1, 2])
-    bright = resize_smoothly(tf.cast(image > 0.5, tf.float32), 16)
+    bright = shrink(tf.cast(image > 0.5, tf.float32), 16)
     assert (bright.shape, np.min(bright) >= 0, np.max(bright) <= 1) == ((16, 16, 3), True, True)
 
 
@@ -102,8 +118,8 @@ def test_training_crops_images_of_other_shapes_smoothly():
     """Of 60x40, crops of half the area at least; of 5:1, the whole image."""
     whole = tf.io.decode_png(colored(20, 100))
     np.testing.assert_allclose(
-        augment(whole, 16, stream_seed(0, "test"), resize_smoothly)[:, ::-1],
-        augment(tf.reverse(whole, [1]), 16, stream_seed(0, "test"), resize_smoothly),
+        augment(whole, 16, stream_seed(0, "test"))[:, ::-1],
+        augment(tf.reverse(whole, [1]), 16, stream_seed(0, "test")),
         atol=1e-5,
     )
     records = Records("here", tf.constant([colored(40, 60)] * 8), np.zeros(8, int), np.arange(8), np.array([[60, 40]] * 8))

@@ -13,7 +13,7 @@ from mat.cli.errors import UserError
 from mat.config import EvaluationConfig
 from mat.data.splits import read_splits
 from mat.models import create_model, load_weights
-from mat.robustness.inputs import read_patches
+from mat.robustness.inputs import read_transferred
 from mat.robustness.measure import measure_robustness
 from mat.tools.export_patches import export_patches
 
@@ -124,7 +124,7 @@ def test_report_directory_holds_every_file(whole):
     text = (directory / "report.md").read_text()
     for words in ("| clean |", "## Can it be trusted?", "## Controls", "### Gradient-free", "iterations", "patch shape", "tensorflow"):
         assert words in text
-    patches = read_patches(directory / "universal_patches.npz")
+    patches = read_transferred(directory / "universal_patches.npz")
     assert [name for name, _ in patches] == [row["name"] for row in (*report["grid"], *report["gradient_free"])]
     assert all(patch.shape == (12, 12, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
     protocol = json.loads((directory / "protocol.json").read_text())
@@ -211,7 +211,7 @@ def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, t
     protocol = WHITE_BOX_ONLY.replace(n_targets=10, iterations=1, max_images=50)
     report, directory = run(protocol, bank=tmp_path / "patches.npz", patches_from=tmp_path)
     assert {row["start"] for row in report["grid"]} == {"random", "bank"}
-    fitted_patches = dict(read_patches(directory / "universal_patches.npz"))
+    fitted_patches = dict(read_transferred(directory / "universal_patches.npz"))
     for row in report["grid"]:
         if row["start"] == "bank" and row["target"] is not None:  # one step away from the bank's patch of that target, resized
             assert np.abs(fitted_patches[row["name"]] - row["target"] / 10).max() <= 0.0501

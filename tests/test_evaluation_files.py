@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mat.cli.errors import UserError
-from mat.robustness.inputs import find_patches, read_bank, read_patches
+from mat.robustness.inputs import find_transferred, read_bank, read_transferred
 from mat.robustness.store import ReportDirectory, read_report, report_path
 
 PATCHES = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
@@ -45,14 +45,14 @@ def test_damaged_patches_are_refused_or_made_again(tmp_path, damage):
     directory, path = ReportDirectory(tmp_path / "report", {"seed": 0}), tmp_path / "report" / "restarts" / "one.npz"
     directory.create()
     directory.save("one", **ARRAYS)
-    for patches in (directory.load("one")["patches"], read_bank(path, 4)[0], [patch for _, patch in read_patches(path)]):
+    for patches in (directory.load("one")["patches"], read_bank(path, 4)[0], [patch for _, patch in read_transferred(path)]):
         np.testing.assert_array_equal(patches, PATCHES)
     path.write_bytes(damage(path.read_bytes()))
     assert directory.load("one") is directory.load("two") is None
     with pytest.raises(UserError, match=r"one\.npz: not a bank"):
         read_bank(path, 4)
     with pytest.raises(UserError, match=r"one\.npz: cannot be read"):
-        read_patches(path)
+        read_transferred(path)
 
 
 @pytest.mark.parametrize("content", [REPORT[:-1], b"", b"[]", b'{"headline": {}}', b"\xff\xfe"])
@@ -92,13 +92,13 @@ def test_foreign_patches_come_from_one_finished_evaluation(tmp_path):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "universal_patches.npz", **ARRAYS)
     with pytest.raises(UserError, match="no finished evaluation"):
-        find_patches(tmp_path, exclude=tmp_path)
+        find_transferred(tmp_path, exclude=tmp_path)
     for name in ("a_quick_evaluation", "b_evaluation"):
         (tmp_path / name / "report.json").write_bytes(REPORT)
     with pytest.raises(UserError, match=r"several evaluations to take patches from\. Give --patches-from one of .*a_quick.*, .*b_eval"):
-        find_patches(tmp_path, exclude=tmp_path)
+        find_transferred(tmp_path, exclude=tmp_path)
     found = tmp_path / "b_evaluation" / "universal_patches.npz"
-    assert find_patches(tmp_path, exclude=tmp_path / "a_quick_evaluation") == find_patches(found.parent, exclude=tmp_path) == found
+    assert find_transferred(tmp_path, exclude=tmp_path / "a_quick_evaluation") == find_transferred(found.parent, exclude=tmp_path) == found
 
 
 @pytest.mark.parametrize(("name", "stem"), [("a_001.h5", "a_001"), ("a.weights.h5", "a")])

@@ -45,6 +45,13 @@ def test_files_of_every_kind_give_their_patches_names_of_their_own(tmp_path):
     assert read_given([], SHAPE) == ([], "")
 
 
+def test_the_contact_sheet_of_an_export_is_no_patch(tmp_path):
+    for name in ("a.png", "contact_sheet.png"):
+        Image.fromarray(np.round(255 * patches_of(*SHAPE)).astype(np.uint8)).save(tmp_path / name)
+    [(name, _)], told = read_given(sorted(tmp_path.iterdir()), SHAPE)
+    assert (name, told) == ("given-a", "1 of 6x4, 1 contact sheet, passed over")
+
+
 # Sizes.
 
 
@@ -155,15 +162,15 @@ def test_damaged_exact_values_do_not_count(tmp_path, text):
 # What is refused.
 
 FAULTY = {
-    "a.npy: its values go from 0 to 200": np.linspace(0, 200, 72).reshape(SHAPE),
-    "b.npy: its values go from nan to nan": np.full(SHAPE, np.nan),
-    "c.npy: the array is of int64": np.ones(SHAPE, np.int64),
+    "a.npy: the values go from 0.0 to 200.0": np.linspace(0, 200, 72).reshape(SHAPE),
+    "b.npy: the values go from nan to nan": np.full(SHAPE, np.nan),
+    "c.npy: the values are of int64": np.ones(SHAPE, np.int64),
     "d.npy: the array has the shape [3, 6, 4]; numpy.moveaxis(array, -3, -1) moves": np.zeros((3, 6, 4)),
     "e.npy: the array has the shape [6, 4]": np.zeros((6, 4)),
     "f.npy: the array has the shape [0, 6, 4, 3]": np.zeros((0, 6, 4, 3)),
     "g.npy: Object arrays cannot be loaded": np.array([None]),
     "h.npz: it has no array patches": {"targets": [1]},
-    "i.npz: its values go from -1 to -1": {"patches": -np.ones((1, *SHAPE)), "names": ["a"]},
+    "i.npz: the values go from -1.0 to -1.0": {"patches": -np.ones((1, *SHAPE)), "names": ["a"]},
     "j.png: it is transparent in places": Image.new("RGBA", (4, 6), (9, 9, 9, 254)),
     "k.png: it has 4098x4097 pixels, and at most 4096x4096 are read": Image.new("L", (4098, 4097)),
     "l.png: text": b"a picture",

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mat.data.images import content_for_records, read_picture
+from mat.data.picture_files import content_for_records, read_picture
 from mat.data.reading import check_images, decode
 
 rng = np.random.default_rng(0)
@@ -145,6 +145,7 @@ LOSSLESS = {  # the file, and the pixels that a viewer shows
     "Lab.tif": (save(Image.frombytes("LAB", (WIDTH, HEIGHT), bytes([255, 0, 0] * HEIGHT * WIDTH)), "TIFF"), [255, 255, 255]),
     "RGB.ppm": (save(RGB, "PPM"), RGB),
     "16 bit.pgm": (b"P5\n40 24\n65535\n" + b"".join(big_endian(WIDE)), WIDE / 257),
+    "0 to 1.pfm": (save(FLOATS, "PPM"), FLOATS * 255),
     "RGB.tga": (save(RGB, "TGA"), RGB),
     "RGB.jp2": (save(RGB, "JPEG2000"), RGB),
 }

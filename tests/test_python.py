@@ -4,6 +4,7 @@ import doctest
 import importlib
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from mat.cli.console import console
 from mat.cli.errors import StoppedError, UserError
 from mat.cli.progress import WorkProgress
 from mat.cli.signals import noted_signals
+from mat.config import PatchTrainingConfig
+from mat.data.metadata import DATASET_FILE, Metadata
 from mat.data.tiny_imagenet import load_dataset
 from mat.tools.notebook import notebook_of, python_blocks
 from mat.trainer import Trainer
@@ -28,6 +31,11 @@ from mat.trainer import Trainer
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 MODULES = ("running", "loading", "measuring", "fitting")  # those later use what the first left
+
+
+def linear(size, activation=None):
+    """A classifier of three classes."""
+    return keras.Sequential([keras.Input((size, size, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation=activation)])
 
 
 @pytest.fixture
@@ -72,8 +80,9 @@ def test_import_is_lazy():
 import sys, mat
 assert {"load", "train", "evaluate", "fit_patch", "apply_patches", "read_image"} <= set(dir(mat))
 print([name for name in ("tensorflow", "keras", "numpy", "mat.api") if name in sys.modules])
+print(mat.api.train is mat.api.running.train)
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\nTrue\n"
     with pytest.raises(AttributeError, match="no attribute 'loads'"):
         _ = mat.loads
 
@@ -104,6 +113,15 @@ def test_settings_are_set_back():
             tf.config.experimental.enable_op_determinism()
 
 
+def test_random_draws_after_loading_a_network_are_those_without_it(tmp_path):
+    linear(8).save(tmp_path / "some.keras")
+    keras.utils.set_random_seed(3)
+    expected = random.random(), np.random.random(), float(tf.random.uniform([]))  # noqa: NPY002
+    keras.utils.set_random_seed(3)
+    mat.load(tmp_path / "some.keras")
+    assert (random.random(), np.random.random(), float(tf.random.uniform([]))) == expected  # noqa: NPY002
+
+
 def test_interruption_leaves_the_process_usable_and_the_run_resumable(tiny_config, monkeypatch):
     config, interrupted, handler = tiny_config(n_epochs=1), [], signal.getsignal(signal.SIGINT)
     stop_if_asked = Trainer._stop_if_asked
@@ -123,7 +141,8 @@ def test_interruption_leaves_the_process_usable_and_the_run_resumable(tiny_confi
     assert result.directory == config.result_dir
     loaded = mat.load(result.directory)
     assert loaded.class_names == result.model.class_names == ["0", "1", "2", "3"]
-    np.testing.assert_array_equal(loaded.get_weights()[0], result.model.get_weights()[0])
+    for one, other in zip(loaded.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_second_interruption_ends_what_does_not_stop():
@@ -212,8 +231,15 @@ def test_patches_are_pasted_in_one_or_many_images():
     assert each[1, 7, 7, 0] == 0.5
     with pytest.raises(UserError, match=r"within 0..6 and 0..4. Received: .*7"):
         mat.apply_patches(images, patch, (7, 0))
+    for offsets in ((0.5, 0), [(0, 0)] * 3, 3, "middle"):
+        with pytest.raises(UserError, match=r"offsets must be whole numbers \[2\] or \[2, 2\]"):
+            mat.apply_patches(images, patch, offsets)
     with pytest.raises(UserError, match=r"patch.*\[h, w, 3\]"):
         mat.apply_patches(images, np.ones((9, 4, 3)))
+    bytes_ = mat.apply_patches(images, np.full((2, 4, 3), 51, np.uint8)).numpy()
+    assert bytes_.max() == np.float32(0.2)
+    with pytest.raises(UserError, match="patches must be uint8, or float in"):
+        mat.apply_patches(images, 255 * patch)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +262,7 @@ def test_labels_in_each_form():
     np.testing.assert_array_equal(arrays.integer_labels([2, 0], 2), [2, 0])
     np.testing.assert_array_equal(arrays.integer_labels(np.array([[2], [0]]), 2), [2, 0])
     np.testing.assert_array_equal(arrays.integer_labels(np.eye(3)[[2, 0]], 2), [2, 0])
-    for wrong in ([0.5, 1], [-1, 0], [0]):
+    for wrong in ([0.5, 1], [-1, 0], [0], ["cat", "dog"], [np.nan, 0], np.eye(3)[[2, 0]] - np.eye(3)[2], None):
         with pytest.raises(UserError, match="labels must be 2 whole numbers"):
             arrays.integer_labels(wrong, 2)
 
@@ -259,4 +285,62 @@ def test_faults_of_the_user_are_told(tmp_path, tiny_config):
     with pytest.raises(UserError, match="unknown key"):
         mat.train(tiny_config(), n_epoch=1)
     with pytest.raises(UserError, match="labels"):
-        mat.fit_patch(tf.keras.Sequential([tf.keras.Input((8, 8, 3)), tf.keras.layers.Flatten()]), np.zeros((1, 8, 8, 3)), None)
+        mat.fit_patch(linear(8), np.zeros((1, 8, 8, 3)), None, patch_shape=(4, 4, 3))
+    with pytest.raises(UserError, match="missing: no such file"):
+        mat.load(tmp_path / "missing")
+    for function in (mat.load, mat.evaluate):
+        with pytest.raises(UserError, match="a network is a keras.Model .* or the path of one. Received: a builtins.function"):
+            function(linear)
+    with pytest.raises(UserError, match="is no Keras model, but builtins.str"):
+        mat.fit_patch("results", np.zeros((1, 8, 8, 3)), [0], patch_shape=(4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"iterations": 0}, "iterations must be a whole number of at least 1"),
+        ({"images_per_iteration": 0}, "images_per_iteration must be"),
+        ({"step_size": -1}, "step_sizes"),
+        ({"seed": -1}, "seed must be"),
+        ({"patch_shape": (0, 4, 3)}, "patch_shape must be"),
+        ({"patch_shape": (9, 4, 3)}, "patch_shape must fit into the image"),
+        ({"start": "bank"}, "start must be one of random, data, grey"),
+        ({"input_range": "bytes"}, "input_range must be one of"),
+        ({"target": 3}, r"labels and target must be in 0..2, the model's classes. Received: \[3\]"),
+    ],
+)
+def test_arguments_of_fit_patch_that_do_not_fit_are_refused(keys, message):
+    with pytest.raises(UserError, match=message):
+        mat.fit_patch(linear(8), np.zeros((1, 8, 8, 3)), [0], **{"patch_shape": (4, 4, 3), "iterations": 1} | keys)
+
+
+def test_a_model_that_is_built_by_its_first_call_gets_a_patch():
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
+    assert mat.fit_patch(model, np.zeros((1, 8, 8, 3)), [0], patch_shape=(4, 4, 3), iterations=1).shape == (4, 4, 3)
+
+
+def test_no_attribute_of_a_model_keeps_it_from_being_checked():
+    model = linear(8, activation="softmax")
+    model.class_names = ["a", "b", "c"]
+    with pytest.raises(UserError, match="gives probabilities"):
+        mat.fit_patch(model, np.zeros((1, 8, 8, 3)), [0], patch_shape=(4, 4, 3), iterations=1)
+
+
+def test_a_whole_model_is_not_of_the_data_that_happens_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / PatchTrainingConfig().data_dir
+    data.mkdir(parents=True)
+    (data / DATASET_FILE).write_bytes(Metadata(image_size=64, classes=["a", "b", "c", "d"]).to_json())
+    (data / "wnids.txt").write_text("a\nb\nc\nd\n")
+    linear(8).save("some.keras")
+    assert mat.load("some.keras").class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("size", "label", "message"),
+    [(16, 0, r"images must have one size in both pairs of arrays. Received: \[8, 16\] pixels"), (8, 3, "labels must be in 0..2")],
+)
+def test_arrays_that_do_not_fit_the_model_are_refused(size, label, message):
+    pairs = (np.zeros((2, 8, 8, 3)), [0, 1]), (np.zeros((2, size, size, 3)), [0, label])
+    with pytest.raises(UserError, match=message):
+        mat.evaluate(linear(8), pairs, quick=True)

@@ -14,23 +14,29 @@ def float_images(images: Any) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2] or not images.size:
         raise UserError(f"images must be an array [N, size, size, 3]. Received: an array of the shape {list(images.shape)}")
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 255
-    if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
-        received = f"{images.dtype} from {images.min()} to {images.max()}"
-        raise UserError(f"images must be uint8, or float in [0, 1]. Received: {received}. Divide by 255, or convert with .astype('uint8')")
-    return images.astype(np.float32)
+    return float_pixels(images, "images")
+
+
+def float_pixels(array: Any, name: str) -> np.ndarray:
+    """Pixels of any shape but empty, uint8 or float in [0, 1], as float32 in [0, 1]; a `UserError` tells what else `name` is."""
+    array = np.asarray(array)
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+        received = f"{array.dtype} from {array.min()} to {array.max()}"
+        raise UserError(f"{name} must be uint8, or float in [0, 1]. Received: {received}. Divide by 255, or convert with .astype('uint8')")
+    return array.astype(np.float32)
 
 
 def integer_labels(labels: Any, n_images: int) -> np.ndarray:
     """Labels of N images, integers [N] or [N, 1] or one-hot [N, n_classes], as int64 [N]; a `UserError` tells what else they are."""
-    labels = np.asarray(labels)
-    if labels.ndim == 2 and labels.shape[1] > 1:
+    given = labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf" and np.allclose(labels.sum(axis=1), 1, atol=1e-3):
         labels = labels.argmax(axis=1)
-    labels = labels.reshape(-1)
-    if len(labels) != n_images or not np.all(labels == labels.astype(np.int64)) or labels.min() < 0:
-        raise UserError(f"labels must be {n_images} whole numbers of at least 0, one for an image. Received: {len(labels)} {labels.dtype}")
-    return labels.astype(np.int64)
+    if labels.size != n_images or labels.dtype.kind not in "biuf" or not np.all((labels >= 0) & (labels == np.floor(labels))):
+        received = f"an array {list(given.shape)} of {given.dtype}"
+        raise UserError(f"labels must be {n_images} whole numbers of at least 0, one for an image, or one-hot. Received: {received}")
+    return labels.reshape(-1).astype(np.int64)
 
 
 def as_records(images: Any, labels: Any, name: str) -> Records:

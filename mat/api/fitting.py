@@ -7,11 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from mat import patch
-from mat.api.arrays import float_images, integer_labels
-from mat.api.session import network_of, session
+from mat.api.arrays import float_images, float_pixels, integer_labels
+from mat.api.session import session
 from mat.cli.devices import use_xla
 from mat.cli.errors import UserError
 from mat.cli.progress import WorkProgress
+from mat.cli.text import single_line
+from mat.config import PatchTrainingConfig
+from mat.models.network import wrap_model
 from mat.robustness.fit import Callbacks, fit_patches
 from mat.robustness.plan import EvaluationPlan, PatchSpec
 from mat.robustness.universal import UniversalAttacks
@@ -46,7 +49,7 @@ def fit_patch(
         step_size: of the first one, in units of the pixel range [0, 1]; a cosine takes it to 0.
         start: random (noise), data (a shrunken image) or grey.
         images_per_iteration: how many images each step looks at.
-        input_range: of the model, `0..1`, `0..255`, `-1..1` or `imagenet`; models of this program take 0..1.
+        input_range: of the model, `0..1`, `0..255`, `-1..1` or `imagenet`; what `mat.load` and `mat.train` give takes 0..1.
         logits: whether the model gives logits, or else probabilities.
         seed: of every draw.
 
@@ -65,13 +68,23 @@ def fit_patch(
         (12, 12, 3)
     """
     pixels = float_images(images)
+    keys: dict[str, Any] = {"image_size": pixels.shape[1], "input_range": input_range, "logits": logits}
+    batches = {"images_per_iteration": images_per_iteration, "images_at_once": images_per_iteration}
+    protocol = {"iterations": iterations, "step_sizes": [step_size], **batches}
+    _check_keys(start, patch_shape=patch_shape, seed=seed, evaluation=protocol, **keys)
     spec = PatchSpec("white_box", target, start, step_size, 0, iterations, tuple(patch_shape))
-    true = _true_classes(labels, target, len(pixels), model.output_shape[-1])
-    _check_start(spec, pixels.shape[1])
     with session():
-        shape = {"image_size": pixels.shape[1], "n_classes": model.output_shape[-1]}
-        network = network_of(model, **shape, input_range=input_range, logits=logits)
-        return _fit(network, pixels, true, spec, **shape, images_per_iteration=images_per_iteration, seed=seed)
+        network = wrap_model(model, **keys)
+        n_classes = network.output_shape[-1]
+        true = _true_classes(labels, target, len(pixels), n_classes)
+        return _fit(network, pixels, true, spec, image_size=pixels.shape[1], n_classes=n_classes, seed=seed, **batches)
+
+
+def _check_keys(start: str, **keys: Any) -> None:
+    """Refuse an unknown start, and values that a config refuses for these keys."""
+    if start not in STARTS:
+        raise UserError(f"start must be one of {', '.join(STARTS)}. Received: {start!r}")
+    PatchTrainingConfig(network="model:given", **keys)
 
 
 def _true_classes(labels: Any, target: int | None, n_images: int, n_classes: int) -> np.ndarray:
@@ -84,22 +97,12 @@ def _true_classes(labels: Any, target: int | None, n_images: int, n_classes: int
     return true
 
 
-def _check_start(spec: PatchSpec, size: int) -> None:
-    """Refuse an unknown start, and a patch that does not fit into images of a size."""
-    if spec.start not in STARTS or len(spec.patch_shape) != 3 or max(spec.patch_shape[:2]) > size or spec.patch_shape[2] != 3:
-        raise UserError(
-            f"fit_patch takes a start of {', '.join(STARTS)}, and a patch_shape (height, width, 3) that fits into images of {size}x{size}. "
-            f"Received: start={spec.start!r}, patch_shape={spec.patch_shape}"
-        )
-
-
 def _fit(network: keras.Model, pixels: np.ndarray, true: np.ndarray, spec: PatchSpec, **plan: Any) -> np.ndarray:
     """The patch that is fitted to a network on these images; `plan` has further fields of the `EvaluationPlan`."""
-    n_images = plan["images_per_iteration"]
     examples: dict[str, Any] = {"fit_examples": np.arange(len(pixels)), "scored_examples": np.zeros(0, np.int64)}
-    whole = EvaluationPlan(grid=[spec], patch_shape=spec.patch_shape, images_at_once=n_images, **examples, **plan)
+    whole = EvaluationPlan(grid=[spec], patch_shape=spec.patch_shape, **examples, **plan)
     attacks = UniversalAttacks(network, pixels, true, jit_compile=use_xla("auto"))
-    with WorkProgress(spec.cost(n_images)) as progress:
+    with WorkProgress(spec.cost(whole.images_per_iteration)) as progress:
         return fit_patches([spec], whole, attacks, Callbacks(advance=progress.advance))[0].patch
 
 
@@ -108,14 +111,14 @@ def apply_patches(images: np.ndarray, patches: np.ndarray, offsets: Any = None) 
 
     Args:
         images: [B, H, W, 3] or one image [H, W, 3], uint8 or float in [0, 1].
-        patches: one for all images, [h, w, 3], or one for each, [B, h, w, 3], float in [0, 1]; h <= H and w <= W.
+        patches: one for all images, [h, w, 3], or one for each, [B, h, w, 3], uint8 or float in [0, 1]; h <= H and w <= W.
         offsets: (row, column) of the patch's upper left corner in pixels, for all images or for each, [B, 2]; within 0..H-h and 0..W-w.
 
     Returns:
         float32, of the shape of `images`.
 
     Raises:
-        UserError: the shapes do not fit, or an offset is outside.
+        UserError: the shapes or values do not fit, or an offset is outside.
 
     Example:
         >>> import mat, numpy as np
@@ -126,17 +129,21 @@ def apply_patches(images: np.ndarray, patches: np.ndarray, offsets: Any = None) 
     """
     single = np.ndim(images) == 3
     pixels = float_images(np.asarray(images)[np.newaxis] if single else images)
-    patches = np.asarray(patches, np.float32)
+    patches = np.asarray(patches)
     patches = patches[np.newaxis] if patches.ndim == 3 else patches
     shape = patches.shape[1:]
     free = [side - patch_side for side, patch_side in zip(pixels.shape[1:3], shape, strict=False)]  # of the offsets
-    if len(shape) != 3 or shape[-1] != 3 or min(free) < 0 or len(patches) not in (1, len(pixels)):
+    if len(shape) != 3 or shape[-1] != 3 or min(free) < 0 or not patches.size or len(patches) not in (1, len(pixels)):
         raise UserError(
             f"patches must be one patch [h, w, 3], or {len(pixels)} of them, that fit into images {list(pixels.shape[1:])}. "
             f"Received: {list(patches.shape)}"
         )
-    corners = np.broadcast_to([side // 2 for side in free] if offsets is None else offsets, (len(pixels), 2))
-    if np.any(corners < 0) or np.any(corners > free):
-        raise UserError(f"offsets must be within 0..{free[0]} and 0..{free[1]}. Received: {np.unique(corners, axis=0).tolist()}")
-    patched = patch.apply_patches(pixels, np.broadcast_to(patches, (len(pixels), *shape)), corners.astype(np.int32))
+    patches = float_pixels(patches, "patches")
+    corners = np.asarray([side // 2 for side in free] if offsets is None else offsets)
+    fitting = corners.shape in ((2,), (len(pixels), 2)) and corners.dtype.kind in "iu"
+    if not fitting or np.any(corners < 0) or np.any(corners > free):
+        whole = f"whole numbers [2] or [{len(pixels)}, 2] within 0..{free[0]} and 0..{free[1]}"
+        raise UserError(f"offsets must be {whole}. Received: {single_line(str(corners.tolist()))}")
+    corners = np.broadcast_to(corners, (len(pixels), 2)).astype(np.int32)
+    patched = patch.apply_patches(pixels, np.broadcast_to(patches, (len(pixels), *shape)), corners)
     return patched[0] if single else patched

@@ -6,14 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from mat.api.session import Config, read_config
+from mat.api.session import Config, read_config, session
 from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
-from mat.data.images import read_picture
+from mat.data.picture_files import read_picture
 from mat.data.splits import class_names
-from mat.data.tiny_imagenet import center_square, resize_function
+from mat.data.tiny_imagenet import validation_image
 from mat.models import create_model, load_weights
 from mat.results.run_directory import CLASSES_FILE, CONFIG_FILE, weights_files
 from mat.robustness.classifiers import read_classifier
@@ -42,10 +41,11 @@ def load(path: Path, config: Config | None = None, **keys: Any) -> keras.Model:
         >>> model.predict(image[None], verbose=0).shape
         (1, 10)
     """
-    found, weights = find_network(path, keys, config)
-    model = create_model(found)
-    if weights is not None:
-        load_weights(model, weights)
+    with session():
+        found, weights = find_network(path, keys, config)
+        model = create_model(found)
+        if weights is not None:
+            load_weights(model, weights)
     classes = (weights or pathlib.Path(path)).with_name(CLASSES_FILE)
     listed = classes.read_text("utf-8").splitlines() if classes.is_file() else []
     model.class_names = listed if len(listed) == found.n_classes else class_names(found.data_dir, found.n_classes)
@@ -54,9 +54,14 @@ def load(path: Path, config: Config | None = None, **keys: Any) -> keras.Model:
 
 def find_network(path: Path, keys: dict[str, Any], config: Config | None = None) -> tuple[PatchTrainingConfig, pathlib.Path | None]:
     """The config of the network that `load` gives, and its weights file; None for a whole model, which the config names."""
+    if not isinstance(path, (str, os.PathLike)):
+        kind = f"{type(path).__module__}.{type(path).__qualname__}"
+        raise UserError(f"a network is a keras.Model (of Keras {keras.__version__}, not tf_keras) or the path of one. Received: a {kind}")
     path = pathlib.Path(path)
     if path.suffix == ".keras" and config is None:
-        return read_classifier({"network": str(path), **keys}), None
+        return read_classifier({"network": str(path), "data_dir": str(path.parent), **keys}), None  # not the data of another network
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Give the result directory of a run, a weights file or a .keras file")
     if path.is_dir():
         files = weights_files(path)
         if not files:
@@ -90,5 +95,4 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
         picture = read_picture(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no picture that can be read ({error}). Give a JPEG, PNG or another picture file") from None
-    square = tf.image.convert_image_dtype(center_square(np.asarray(picture)), tf.float32)
-    return resize_function(np.array([picture.size]), image_size)(square, image_size).numpy()
+    return validation_image(np.asarray(picture), image_size).numpy()

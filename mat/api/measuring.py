@@ -39,8 +39,8 @@ def evaluate(
     Args:
         model: a Keras classifier of images; or what `mat.load` takes: the directory of a run, a weights file, a `.keras` file.
         data: the directory of a converted data set, or arrays, as `keras.datasets` load them: `((images, labels), (images, labels))`, the
-            first to fit patches on and the second to score them on; images [N, H, W, 3], uint8 or float in [0, 1], labels integers [N].
-            By default the data of the run.
+            first to fit patches on and the second to score them on; images [N, H, W, 3], uint8 or float in [0, 1], which is rounded to
+            8 bits; labels integers [N] or one-hot. By default the data of the run.
         quick: a first look: white-box only, one start and step size, few iterations.
         output: where the report is written; None for a temporary directory, of which only what is returned stays.
         resume: continue an interrupted evaluation in `output`.
@@ -75,7 +75,7 @@ def evaluate(
     kept = f"; what was fitted is kept in {output}: call it again with resume=True" if output else ""
     with session(), raised_signals(f"The evaluation was stopped{kept}"), tempfile.TemporaryDirectory() as temporary:
         arrays = None if data is None or isinstance(data, (str, os.PathLike)) else _splits_of(data)
-        config, weights = _config_of(model, data if arrays is None else "arrays", keys, arrays, quick=quick)
+        config, weights = _config_of(model, data if arrays is None else "arrays in memory", keys, arrays, quick=quick)
         in_memory = model if isinstance(model, keras.Model) else None
         directory = output or pathlib.Path(temporary) / "evaluation"
         report = evaluate_network(config, weights, directory, model=in_memory, splits=arrays, **given)
@@ -91,7 +91,10 @@ def _splits_of(data: Any) -> tuple[Records, Records]:
     except (TypeError, ValueError):
         remedy = "Give ((images, labels), (images, labels)), or the directory of a converted data set"
         raise UserError(f"data must be two pairs of arrays or a directory. {remedy}. Received: {type(data).__name__}") from None
-    return as_records(fitted_on, fitted_labels, "the first arrays"), as_records(scored, scored_labels, "the second arrays")
+    splits = as_records(fitted_on, fitted_labels, "the first arrays"), as_records(scored, scored_labels, "the second arrays")
+    if (sizes := {int(records.sizes[0, 0]) for records in splits}) != {int(splits[0].sizes[0, 0])}:
+        raise UserError(f"images must have one size in both pairs of arrays. Received: {sorted(sizes)} pixels")
+    return splits
 
 
 def _config_of(
@@ -111,6 +114,8 @@ def _config_of(
         size = {} if arrays is None else {"image_size": int(arrays[0].sizes[0, 0])}
         values = {"network": f"{type(model).__module__}:{type(model).__name__}", **size, **values}
         config = read_config(fill_values(model, values), {})
+    if (largest := max((int(records.labels.max()) for records in arrays or ()), default=0)) >= config.n_classes:
+        raise UserError(f"labels must be in 0..{config.n_classes - 1}, the model's classes. Received: {largest}")
     if quick:
         named = {name: getattr(config.evaluation, name) for name in protocol}
         config = config.replace(evaluation=config.evaluation.quick().replace(**named))

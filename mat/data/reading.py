@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from mat.cli.console import console
 from mat.cli.errors import UserError
-from mat.data.images import MAX_PIXELS, MAX_SIDE
+from mat.data.picture_files import MAX_PIXELS, MAX_SIDE
 from mat.data.records import IMAGE, LABEL, REMAKE, record_path, record_starts
 
 LABELED_SPLITS = ("train", "validation")

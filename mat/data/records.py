@@ -46,15 +46,24 @@ def make_example(jpeg: bytes, wnid: str | None = None, label: int | None = None,
 
 @contextlib.contextmanager
 def staged(destination: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary directory below `destination`, an `OSError` where none can be; its files move up when the block ends without an error."""
+    """A temporary directory below `destination`, an `OSError` where none can be; its files move up when the block ends without an error.
+
+    After an error a destination that was made here is gone again.
+    """
+    is_new = not os.path.lexists(destination)
     os.makedirs(destination, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination, prefix="unfinished-") as stage:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=destination, prefix="unfinished-") as stage:
             yield pathlib.Path(stage)
-        except tf.errors.OpError as error:  # TensorFlow's own file system
+            for path in sorted(pathlib.Path(stage).iterdir()):
+                os.replace(path, pathlib.Path(destination) / path.name)
+    except BaseException as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(destination)
+        if isinstance(error, tf.errors.OpError):  # TensorFlow's own file system
             raise OSError(error.message) from None
-        for path in sorted(pathlib.Path(stage).iterdir()):
-            os.replace(path, pathlib.Path(destination) / path.name)
+        raise
 
 
 def write_records(path: str | os.PathLike, examples: Iterable[bytes]) -> None:

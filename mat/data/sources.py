@@ -93,10 +93,19 @@ class Source:
         if (found := self.find(name)) is None:
             raise UserError(f"{self.path}: {single_line(name)} is missing. Add it, or give the official folder or zip")
         try:
-            return self._read_file(self._files[found], n_bytes)
+            return self.read_image(found, n_bytes)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {single_line(name)} {error}. Check the folder, or fetch the archive again") from None
+
+    def read_image(self, name: str, n_bytes: int = -1) -> bytes:
+        """As `read`, by the exact name of a file; a ValueError says why this one cannot be read, where others may be."""
+        try:
+            return self._read_file(self._files[name], n_bytes)
+        except RuntimeError as error:  # the archive is encrypted, or compressed in an unknown way
+            raise UserError(f"{self.path}: {single_line(name)} cannot be read ({single_line(str(error))}). {_UNPACK}") from None
         except _READ_ERRORS as error:
-            remedy = _UNPACK if isinstance(error, RuntimeError) else "Check the folder, or fetch the archive again"
-            raise UserError(f"{self.path}: {single_line(name)} cannot be read ({single_line(str(error))}). {remedy}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"cannot be read ({single_line(str(reason))})") from None
 
     def read_text(self, name: str) -> str:
         """A file's text."""
@@ -182,8 +191,8 @@ def _archive_files(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipI
 
 
 def _root(path: pathlib.Path, files: dict[str, Any]) -> str:
-    """The name of the directory of wnids.txt, with a `/` behind it; empty where there is no such file."""
-    lists = [name for name in files if name.rpartition("/")[2].lower() == "wnids.txt"]
+    """The name of the directory of wnids.txt, with a `/` behind it; empty where there is no such file, but for those beside records."""
+    lists = [name for name in files if name.rpartition("/")[2].lower() == "wnids.txt" and f"{name[:-9]}train.tfrecord" not in files]
     depth = min((name.count("/") for name in lists), default=0)
     roots = {name[: -len("wnids.txt")]: files[name] for name in lists if name.count("/") == depth}
     if len(set(roots.values())) > 1:  # a file may have several names, by links

@@ -39,7 +39,7 @@ def read_splits(dataset: str, data_dir: str | os.PathLike, *, n_classes: int, ma
         raise UserError(f"{error.filename or data_dir}: cannot be written: {error.strerror or error}. Change data_dir") from None
     wnids = _wnids(data_dir)
     if wnids and len(wnids) != n_classes:
-        remedy = f"Set n_classes: {len(wnids)}, or data_dir to the data that is meant"
+        remedy = f"Set n_classes: {len(wnids)}, or data_dir to the data that is meant; dataset.json, if there is one, must list as many"
         raise UserError(f"{data_dir}: n_classes is {n_classes}, and wnids.txt lists {len(wnids)} classes. {remedy}")
     train, validation = (read_records(data_dir, split, n_classes=n_classes, max_bad_records=max_bad_records) for split in LABELED_SPLITS)
     return train, validation

@@ -4,7 +4,6 @@ Shapes: `N` examples, `B` images a batch. Images are float32 in [0, 1].
 """
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ CROP_AREA = (0.5, 1.0)
 CROP_ASPECT_RATIO = (0.75, 1.33)
 CROP_ATTEMPTS = 20
 SATURATION = (0.5, 2.0)
-
-Resizing = Callable[[tf.Tensor, int], tf.Tensor]  # of an image to a height and width
 
 _IMAGES_PER_CALL = 8  # of the augmentation; a call by itself costs as much as decoding an image of 64x64
 _CACHE_BYTES = 2**30  # Tiny ImageNet's validation images take 123 MB
@@ -82,13 +79,11 @@ def validation_dataset(records: Records, *, batch_size: int, n_classes: int, ima
     Of an image that is not square, it is the square in the middle. With `cached` the decoded images stay in memory from the first pass
     on, if they take less than 1 GiB.
     """
-    resizing = resize_function(records.sizes, image_size)
     images = tf.data.Dataset.from_tensor_slices(records.images).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     if cached and 3 * int(records.sizes.prod(axis=1).sum()) < _CACHE_BYTES:
         images = images.cache()
-    if np.any(records.sizes[:, 0] != records.sizes[:, 1]):
-        images = images.map(center_square, tf.data.AUTOTUNE)
-    images = images.map(lambda image: resizing(tf.image.convert_image_dtype(image, tf.float32), image_size), tf.data.AUTOTUNE)
+    some_larger = bool(np.any(records.sizes > image_size))
+    images = images.map(lambda image: validation_image(image, image_size, some_larger=some_larger), tf.data.AUTOTUNE)
     batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)
     return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
 
@@ -129,27 +124,27 @@ def _augmented_images(records, examples, seeds, image_size):
     missing = -len(examples) % _IMAGES_PER_CALL
     examples, seeds = np.pad(examples, (0, missing), "edge"), np.pad(seeds, ((0, missing), (0, 0)), "edge")
     calls = tf.data.Dataset.from_tensor_slices((examples.reshape(-1, _IMAGES_PER_CALL), seeds.reshape(-1, _IMAGES_PER_CALL, 2)))
-    resizing = resize_function(records.sizes, image_size)
+    some_larger = bool(np.any(records.sizes > image_size))
     return calls.map(
-        lambda indices, seeds: _load(tf.gather(records.images, indices), indices, seeds, image_size, resizing), tf.data.AUTOTUNE
+        lambda indices, seeds: _load(tf.gather(records.images, indices), indices, seeds, image_size, some_larger), tf.data.AUTOTUNE
     )
 
 
 @tf.function(autograph=False)  # traced once, not in every epoch
-def _load(encoded, examples, seeds, image_size, resizing):
+def _load(encoded, examples, seeds, image_size, some_larger):
     """Augmented images of `_IMAGES_PER_CALL` encoded ones, by their indices and seeds."""
-    images = [augment(decode(encoded[i]), image_size, fold_in(seeds[i], examples[i]), resizing) for i in range(_IMAGES_PER_CALL)]
-    return tf.stack(images)
+    seeds = [fold_in(seeds[i], examples[i]) for i in range(_IMAGES_PER_CALL)]
+    return tf.stack([augment(decode(encoded[i]), image_size, seed, some_larger=some_larger) for i, seed in enumerate(seeds)])
 
 
-def augment(image: tf.Tensor, image_size: int, seed: tf.Tensor, resizing: Resizing | None = None) -> tf.Tensor:
+def augment(image: tf.Tensor, image_size: int, seed: tf.Tensor, *, some_larger: bool = True) -> tf.Tensor:
     """The original's augmentation: random crop, flip and saturation, then the resize.
 
     The crop covers 50-100 % of the area at an aspect ratio of 0.75-1.33, in up to 20 attempts, else it is the whole image. An image, uint8
-    [H, W, 3] or float32 in [0, 1], becomes float32 [image_size, image_size, 3] in [0, 1]; `seed` is stateless, int32 [2]. The default of
-    `resizing` is `resize`.
+    [H, W, 3] or float32 in [0, 1], becomes float32 [image_size, image_size, 3] in [0, 1]; `seed` is stateless, int32 [2]. False for
+    `some_larger` says that H and W are at most `image_size`, and saves asking.
     """
-    seeds = split(seed, 3)
+    seeds, original_size = split(seed, 3), tf.shape(image)[:2]
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image), whole, seeds[0], aspect_ratio_range=CROP_ASPECT_RATIO, area_range=CROP_AREA, max_attempts=CROP_ATTEMPTS
@@ -159,22 +154,28 @@ def augment(image: tf.Tensor, image_size: int, seed: tf.Tensor, resizing: Resizi
     image = tf.reverse(image, axis=tf.range(1, 1 + tf.cast(flip, tf.int32)))  # no axis: as it is; a tf.cond costs more than the flip
     image = tf.image.convert_image_dtype(image, tf.float32)
     image = tf.image.adjust_saturation(image, tf.random.stateless_uniform([], seeds[2], *SATURATION))
-    return (resizing or resize)(image, image_size)
+    return _resized(image, image_size, original_size) if some_larger else resize(image, image_size)
 
 
-def center_square(image: tf.Tensor) -> tf.Tensor:
-    """The largest square in the middle of an image [H, W, 3]."""
-    height, width = tf.unstack(tf.shape(image)[:2])
-    side = tf.minimum(height, width)
-    return tf.image.crop_to_bounding_box(image, (height - side) // 2, (width - side) // 2, side, side)
+def validation_image(image: tf.Tensor, image_size: int, *, some_larger: bool = True) -> tf.Tensor:
+    """An image uint8 [H, W, 3] as it is validated on: the square in its middle, float32 [image_size, image_size, 3] in [0, 1].
+
+    `some_larger` is as for `augment`.
+    """
+    size = tf.shape(image)[:2]
+    side = tf.reduce_min(size)
+    square = tf.slice(image, [*tf.unstack((size - side) // 2), 0], [side, side, 3])
+    square = tf.image.convert_image_dtype(square, tf.float32)
+    return _resized(square, image_size, size) if some_larger else resize(square, image_size)
 
 
-def resize_function(sizes: np.ndarray, image_size: int) -> Resizing:
-    """How images of these `sizes`, integers [N, 2], are resized: as in the original, but smoothly where one of them has to be shrunk."""
-    return resize_smoothly if np.any(sizes > image_size) else resize
+def _resized(image, image_size, original_size):
+    """`resize`, or `shrink` for what was cut out of an image of an `original_size` [2] beyond `image_size`."""
+    large = tf.reduce_max(original_size) > image_size
+    return tf.cond(large, lambda: shrink(image, image_size), lambda: resize(image, image_size))
 
 
-def resize_smoothly(image: tf.Tensor, image_size: int) -> tf.Tensor:
+def shrink(image: tf.Tensor, image_size: int) -> tf.Tensor:
     """Bicubic resize with anti-aliasing, clipped to [0, 1]: `resize` looks at four pixels in a row and leaves out the rest.
 
     float32 [H, W, 3] -> float32 [image_size, image_size, 3].

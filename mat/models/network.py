@@ -6,7 +6,7 @@ import keras
 
 from mat.cli.errors import UserError
 from mat.models.network_checks import check_inputs, check_shape, check_values
-from mat.models.network_source import call_function, load_file, reason, seeded
+from mat.models.network_source import call_function, checked_model, load_file, reason, seeded
 
 INPUT_RANGES: dict[str, dict[str, Any]] = {  # name: scale and offset of images in [0, 1]
     "0..1": {},
@@ -57,13 +57,20 @@ def create_network(
 
 
 def wrap_model(
-    model: keras.Model, *, image_size: int, n_classes: int, input_range: str = "0..1", logits: bool = True, name: str = "the network"
+    model: keras.Model,
+    *,
+    image_size: int,
+    n_classes: int | None = None,
+    input_range: str = "0..1",
+    logits: bool = True,
+    name: str = "the network",
 ) -> keras.Model:
     """A model of images float32 [B, H, W, 3] in [0, 1] to logits float32 [B, n_classes] around an image classifier, checked on images.
 
     Args:
         model: the classifier, whose weights the result shares; `inner_model` gives it back.
         image_size: height and width.
+        n_classes: of its outputs; None for as many as it has.
         input_range: what it takes: "0..1", "0..255", "-1..1" or "imagenet" (normalized by channel, as torchvision does).
         logits: what it gives: logits, or probabilities, whose logarithms become the logits.
         name: of the network in messages.
@@ -71,7 +78,7 @@ def wrap_model(
     Raises:
         UserError: it does not take such images, or does not give logits or probabilities of `n_classes` classes.
     """
-    check_inputs(model, image_size, input_range, name)
+    check_inputs(checked_model(model, name), image_size, input_range, name)
     images = keras.Input((image_size, image_size, 3), dtype="float32", name=f"{model.name}_images")
     inputs: Any = images
     if scaling := INPUT_RANGES[input_range]:

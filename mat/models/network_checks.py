@@ -60,14 +60,16 @@ def _first_of_bytes(model):
     return None
 
 
-def check_shape(outputs: Any, n_classes: int, name: str) -> None:
-    """Refuse outputs that are not [B, n_classes]."""
+def check_shape(outputs: Any, n_classes: int | None, name: str) -> None:
+    """Refuse outputs that are not [B, n_classes]; None for any number from 2 on."""
     if not isinstance(outputs, keras.KerasTensor):
-        raise UserError(f"{name}: gives {len(outputs)} outputs. Give a network whose one output is the logits of the classes")
+        received = f"a {type(outputs).__name__} of {len(outputs)} outputs"
+        raise UserError(f"{name}: gives {received}. Give a network whose one output, not in a list, is the logits of the classes")
     shape = tuple(outputs.shape)
     if len(shape) != 2:
         remedy = "Build it with its classifier (include_top=True in keras.applications), or add GlobalAveragePooling2D and Dense(n_classes)"
         raise UserError(f"{name}: gives {_shape_text(shape)}, features and not logits [B, n_classes]. {remedy}")
+    n_classes = n_classes or max(2, shape[1] or 0)
     if shape[1] != n_classes:
         remedy = f"Set n_classes: {shape[1]}" if shape[1] and shape[1] > 1 else "Two classes need two outputs"
         remedy += f", or give the network {n_classes} outputs (classes={n_classes} in keras.applications)"
@@ -105,6 +107,10 @@ def check_values(network: keras.Model, logits: bool, name: str) -> None:
             f"{name}: gives probabilities, as of a softmax, and not logits. Build it without (classifier_activation=None in "
             "keras.applications, no activation in the last Dense layer), or set logits: false, which takes their logarithms"
         )
+    activations = [layer.activation for layer in all_layers(network) if hasattr(layer, "activation")]
+    if not sums_to_one and activations[-1:] == [keras.activations.sigmoid] and np.all((outputs >= 0) & (outputs <= 1)):
+        remedy = "Build it without (activation=None in the last layer): the same classes win, and gradients do not vanish"
+        raise UserError(f"{name}: gives a probability for each class by itself, as of a sigmoid, and not logits. {remedy}")
     if not logits and not sums_to_one:
         raise UserError(f"{name}: logits: false, and its outputs are no probabilities, which sum to 1. Set logits: true")
 

@@ -13,6 +13,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -62,7 +63,7 @@ def load_file(path: str, *, safe_mode: bool) -> keras.Model:
         raise
     except Exception as error:  # whatever its layers, or Keras' reading of them, raise
         raise UserError(_load_error(path, version, error)) from None
-    return _checked(model, path)
+    return checked_model(model, path)
 
 
 def _load_error(path, version, error):
@@ -111,7 +112,7 @@ def call_function(name: str, *, image_size: int, n_classes: int, dtype: str) -> 
         raise UserError(f"{name}: {called} raised {type(error).__name__}: {reason(error)} ({_place(error)}). Mend it") from None
     finally:
         keras.config.set_dtype_policy(policy)
-    return _checked(model, f"{name}: {called}")
+    return checked_model(model, f"{name}: {called}")
 
 
 def _find_function(name):
@@ -135,10 +136,11 @@ def _find_function(name):
     return function
 
 
-def _checked(model, source):
+def checked_model(model: Any, source: str) -> keras.Model:
+    """A model as it is; of anything else, a `UserError` tells that `source` is it."""
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise UserError(f"{source} is no Keras model, but {kind}. Return a keras.Model (Keras {keras.__version__}, not tf_keras)")
+        raise UserError(f"{source} is no Keras model, but {kind}. Give a keras.Model (Keras {keras.__version__}, not tf_keras)")
     return model
 
 

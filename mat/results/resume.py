@@ -11,7 +11,6 @@ from mat.cli.errors import UserError
 from mat.cli.text import format_value
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
-from mat.data.tiny_imagenet import resize, resize_function
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.results.run_directory import CONFIG_FILE, ResultDirectory
 
@@ -94,8 +93,8 @@ def _check_version(directory: ResultDirectory, config: PatchTrainingConfig, vers
     Before 0.4, images were squeezed into squares for validation, and shrunk without smoothing. The network of 0.1 cropped what it pooled
     to multiples of 8; its float32 may also have been TensorFloat-32, on GPUs from Ampere on.
     """
-    changed = np.any(sizes[:, 0] != sizes[:, 1]) or resize_function(sizes, config.image_size) is not resize
-    if version.startswith(("0.1.", "0.2.", "0.3.")) and changed:
+    resized_otherwise = np.any(sizes[:, 0] != sizes[:, 1]) or np.any(sizes > config.image_size)
+    if version.startswith(("0.1.", "0.2.", "0.3.")) and resized_otherwise:
         raise UserError(
             f"{directory.path}: its run is of version {version}, which squeezed images into squares and left out pixels where it shrank "
             "them. Train anew under another unique_name"

@@ -12,7 +12,7 @@ from mat.config import OWN_NETWORK_KEYS, PatchTrainingConfig
 from mat.data.metadata import read_metadata
 from mat.data.reading import Records
 from mat.models.network import INPUT_RANGES, SMALLEST_PROBABILITY, inner_model
-from mat.models.network_source import load_file
+from mat.models.network_source import load_file, seeded
 from mat.robustness.universal import load_images
 from mat.seeds import generator
 
@@ -30,7 +30,9 @@ def read_classifier(values: dict[str, Any]) -> PatchTrainingConfig:
         UserError: the file cannot be loaded, or a key has a wrong value.
     """
     known = PatchTrainingConfig(**{key: values[key] for key in ("network", *OWN_NETWORK_KEYS) if key in values})
-    return PatchTrainingConfig.from_values(fill_values(load_file(known.network, safe_mode=known.safe_mode), values))
+    with seeded("shapes"):  # making layers draws
+        model = load_file(known.network, safe_mode=known.safe_mode)
+    return PatchTrainingConfig.from_values(fill_values(model, values))
 
 
 def fill_values(model: keras.Model, values: dict[str, Any]) -> dict[str, Any]:

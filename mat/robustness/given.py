@@ -12,7 +12,8 @@ import tensorflow as tf
 from mat.cli.errors import UserError
 from mat.cli.file_kinds import ZIP, kind_of_file
 from mat.cli.text import single_line
-from mat.robustness.patch_pictures import decode_patch, is_enlarged, resample
+from mat.robustness.inputs import unit_floats
+from mat.robustness.patch_pictures import CONTACT_SHEET, decode_patch, is_enlarged, resample
 from mat.robustness.plan import NamedPatches, Shape
 from mat.robustness.store import read_arrays
 
@@ -38,12 +39,15 @@ def read_given(paths: Sequence[str | os.PathLike[str]], patch_shape: Shape) -> t
     patches: dict[str, np.ndarray] = {}
     ways: collections.Counter[str] = collections.Counter()
     for path in map(pathlib.Path, paths):
+        if path.name == CONTACT_SHEET:  # DIR/*.png names it too
+            ways["contact sheet, passed over"] += 1
+            continue
         try:
             found, origin = _read(path)
         except OSError as error:
             remedy = "Name the files in it, as in DIR/*.png" if path.is_dir() else _KINDS
             raise UserError(f"{path}: cannot be read (--patches): {error.strerror or error}. {remedy}") from None
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:  # the second of an array that is larger than the machine's memory, if only by its header
             raise UserError(f"{path}: no patches (--patches): {single_line(str(error))}. {_KINDS}") from None
         for name, patch in found:
             fitted, way = _bring_to_size(patch, patch_shape, path)
@@ -79,14 +83,7 @@ def _checked(array: np.ndarray) -> np.ndarray:
     if patches.ndim != 4 or patches.shape[-1] != 3 or not patches.size:
         remedy = "; numpy.moveaxis(array, -3, -1) moves the channels to the end" if 3 in patches.shape[1:2] else ""
         raise ValueError(f"the array has the shape {list(array.shape)}{remedy}")
-    if patches.dtype == np.uint8:
-        return patches.astype(np.float32) / 255
-    if not np.issubdtype(patches.dtype, np.floating):
-        raise ValueError(f"the array is of {patches.dtype}")
-    low, high = patches.min(), patches.max()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"its values go from {low:g} to {high:g}")
-    return patches.astype(np.float32)
+    return unit_floats(patches)
 
 
 def _bring_to_size(patch: np.ndarray, patch_shape: Shape, path: pathlib.Path) -> tuple[np.ndarray, str]:

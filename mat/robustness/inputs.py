@@ -1,4 +1,4 @@
-"""Patches that an evaluation is given: the trained bank, and patches fitted on another network."""
+"""Arrays of patches: the trained bank, patches that were fitted on another network, and the range of pixels."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from mat.cli.errors import UserError
 from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, REPORT_FILE, read_arrays
 
 
-def find_patches(run: str | os.PathLike[str], *, exclude: str | os.PathLike[str]) -> pathlib.Path:
+def find_transferred(run: str | os.PathLike[str], *, exclude: str | os.PathLike[str]) -> pathlib.Path:
     """The patches file of the one finished evaluation in `run`: its own directory, or a training run's (`--patches-from`).
 
     The evaluation in `exclude`, which asks for patches, does not count.
@@ -30,7 +30,7 @@ def find_patches(run: str | os.PathLike[str], *, exclude: str | os.PathLike[str]
     return found[0] / FITTED_PATCHES_FILE
 
 
-def read_patches(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
+def read_transferred(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
     """The (name, patch float32 [h, w, 3] in [0, 1]) that an evaluation fitted, from its `universal_patches.npz`."""
     try:
         patches, names = read_labeled(path, "names")
@@ -58,6 +58,16 @@ def read_labeled(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, 
     patches, labels = arrays.get("patches", np.zeros(0)), arrays.get(label, np.zeros(0))
     if patches.ndim != 4 or patches.shape[-1] != 3 or not patches.size or labels.shape != patches.shape[:1]:
         raise ValueError(f"no patches [n, h, w, 3] with their {label}")
-    if not (patches.min() >= 0 and patches.max() <= 1):
-        raise ValueError("patches that are not in [0, 1]")
-    return patches.astype(np.float32), labels
+    return unit_floats(patches), labels
+
+
+def unit_floats(array: np.ndarray) -> np.ndarray:
+    """Pixels of uint8, or of floats in [0, 1], as float32 in [0, 1]; a ValueError says what else they are."""
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"the values are of {array.dtype}, neither uint8 nor float")
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"the values go from {float(low)} to {float(high)}, not from 0 to 1")
+    return array.astype(np.float32)

@@ -28,7 +28,7 @@ from mat.robustness.checklist import NOT_CHECKED, WARNING, checklist
 from mat.robustness.display import Report
 from mat.robustness.fit import Callbacks, FittedPatch, fit_patches
 from mat.robustness.given import read_given
-from mat.robustness.inputs import find_patches, read_bank, read_patches
+from mat.robustness.inputs import find_transferred, read_bank, read_transferred
 from mat.robustness.intervals import interval_text
 from mat.robustness.pictures import report_pictures
 from mat.robustness.plan import CURVE_PATCHES, EvaluationPlan, curve_specs, make_plan
@@ -61,8 +61,9 @@ def measure_robustness(
     """Evaluate a network by the protocol `config.evaluation` and write the report, unless it is there already; returns the report.
 
     Args:
-        model: with the weights that came from the file `weights`; None for a model that came from none.
+        model: images [B, H, W, 3] in [0, 1] -> logits [B, n_classes].
         splits: training and validation records.
+        weights: the file that the model's weights came from; None where they came from none.
         bank: a `patches.npz` to start attacks from.
         patches_from: directory of an evaluation of another network, whose patches are tried on this one.
         patches: files of patches that are tried too; see `given.read_given`.
@@ -74,8 +75,8 @@ def measure_robustness(
         UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
-    foreign = find_patches(patches_from, exclude=directory) if patches_from else None
-    transferred, (given, told) = read_patches(foreign) if foreign else [], read_given(patches, config.patch_shape)
+    foreign = find_transferred(patches_from, exclude=directory) if patches_from else None
+    transferred, (given, told) = read_transferred(foreign) if foreign else [], read_given(patches, config.patch_shape)
     plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
     files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}
     subject, protocol = _subject(config, model, splits, files), config.to_values()["evaluation"]

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mat.data.images import MAX_PIXELS, MAX_SIDE, read_picture
+from mat.data.picture_files import MAX_PIXELS, MAX_SIDE, read_picture
+
+CONTACT_SHEET = "contact_sheet.png"  # beside exported patches
 
 _EXACT_VALUES = "mat-patch"  # keyword of the text chunk: height, width, and little-endian float32 values in base 64
 

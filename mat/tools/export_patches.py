@@ -24,9 +24,9 @@ from mat.cli.errors import UserError
 from mat.cli.files import check_writable
 from mat.cli.paths import expand_path
 from mat.config import PatchTrainingConfig
-from mat.data.images import MAX_SIDE
+from mat.data.picture_files import MAX_SIDE
 from mat.robustness.inputs import read_labeled
-from mat.robustness.patch_pictures import encode_patch, resample
+from mat.robustness.patch_pictures import CONTACT_SHEET, encode_patch, resample
 from mat.robustness.store import FITTED_PATCHES_FILE, read_arrays, read_report
 
 _BANK_FILE, _CONFIG_FILE = "patches.npz", "config.yaml"
@@ -155,15 +155,13 @@ def export_patches(source: str | os.PathLike[str], *, size: int, dpi: int, outpu
             stage.mkdir()
             for one in exported:
                 (stage / one.file).write_bytes(encode_patch(one.patch, size=size, dpi=dpi))
-            (stage / "contact_sheet.png").write_bytes(contact_sheet(exported))
+            (stage / CONTACT_SHEET).write_bytes(contact_sheet(exported))
             (stage / "patches.csv").write_text(table.getvalue(), "utf-8")
             stage.rename(directory)
     except OSError as error:
         raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}. Choose another --output") from None
     printed = " x ".join(f"{side * size / max(height, width) / dpi * _MILLIMETERS:.4g}" for side in (width, height))
-    console.print(
-        f"{directory}: {len(exported)} patches of {height}x{width}, each {printed} mm at {dpi} dpi; contact_sheet.png, patches.csv"
-    )
+    console.print(f"{directory}: {len(exported)} patches of {height}x{width}, each {printed} mm at {dpi} dpi; {CONTACT_SHEET}, patches.csv")
     return directory
 
 

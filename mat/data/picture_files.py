@@ -143,7 +143,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     transparent = values == image.info.get("transparency")
     values = np.where(np.isfinite(values), values, 0)
     low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16") or image.format in _OF_16_BITS:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _OF_16_BITS):
         low, high = 0, 65535
     elif image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0, 1
