@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
@@ -16,6 +17,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.paths import expand_path
 from mat.cli.signals import raised_signals
+from mat.cli.text import single_line
 from mat.cli.yaml_reader import apply_override
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models.other_files import refuse_other_files
@@ -94,8 +96,8 @@ def read_config(arguments: argparse.Namespace) -> PatchTrainingConfig:
     if not arguments.quick:
         return config
     named = {override.partition("=")[0].strip() for override in overrides}
-    kept = {name: value for name, value in config.evaluation if f"evaluation.{name}" in named}
-    return config.replace(evaluation=config.evaluation.quick().replace(**kept))
+    kept = {name for name, _ in config.evaluation if f"evaluation.{name}" in named}
+    return config.replace(evaluation=config.evaluation.quick(kept))
 
 
 def classifier_config(path: str, overrides: list[str]) -> PatchTrainingConfig:
@@ -105,7 +107,7 @@ def classifier_config(path: str, overrides: list[str]) -> PatchTrainingConfig:
         apply_override(values, override)
     console.print(f"{path}: loading TensorFlow")
     load_tensorflow()
-    from mat.robustness.classifiers import read_classifier
+    from mat.robustness.classifier_config import read_classifier
 
     return read_classifier(values)
 
@@ -167,10 +169,10 @@ def evaluate_network(
         UserError: the network, the data, a file or the directory cannot be used.
     """
     from mat.cli.devices import configure
-    from mat.data.splits import read_splits
+    from mat.data.splits import class_names, read_splits
     from mat.models import create_model, load_weights
-    from mat.models.network import wrap_model
-    from mat.robustness.classifiers import check_input_range
+    from mat.models.own_network import wrap_model
+    from mat.robustness.input_range import check_input_range
     from mat.robustness.measure import measure_robustness
 
     configure(precision=config.precision, deterministic=config.deterministic)
@@ -187,7 +189,19 @@ def evaluate_network(
     if splits is None:
         splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)
     check_input_range(config, model, splits[1], sure=sure_of_range)
+    warn_of_other_classes(weights, class_names(config.data_dir, config.n_classes))
     return measure_robustness(config, model, splits, directory, weights=weights, bank=bank, **options)
+
+
+def warn_of_other_classes(weights: pathlib.Path | None, names: Sequence[str]) -> None:
+    """Print a warning where the run that wrote the weights was trained on classes of other names: labels may mean something else."""
+    listed = weights.with_name("classes.txt") if weights else None
+    trained = listed.read_text("utf-8").splitlines() if listed and listed.is_file() else list(names)
+    if different := [f"{one} where the data has {other}" for one, other in zip(trained, names, strict=False) if one != other]:
+        shown = single_line(", ".join(different[:3]) + ", ..." * (len(different) > 3))
+        console.print(
+            f"WARNING: {listed}: these weights were trained on other classes: {shown}. If they are others, the accuracies mean nothing"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from mat.cli.console import console
-from mat.cli.devices import configure, report_out_of_memory, use_xla
+from mat.cli.devices import configure, report_device_errors, use_xla
 from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
@@ -15,7 +15,8 @@ from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images
 from mat.models import create_model, load_weights
 from mat.models.kernels import random_states
-from mat.models.network_checks import check_trainable
+from mat.models.own_network_checks import check_trainable
+from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.results.checkpoints import RunRecord
 from mat.results.resume import read_record, restore
@@ -88,7 +89,7 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
     )
     earlier = read_record(results, config) if resume else None
     configure(precision=config.precision, deterministic=config.deterministic)
-    with report_out_of_memory(lambda: memory_advice(config, results)):
+    with report_device_errors(lambda: memory_advice(config, results)):
         model = create_model(config)
         check_trainable(model, config.network)
         if config.initial_weights is not None and earlier is None:
@@ -105,7 +106,8 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
         if config.n_patches:
             bank = sample_patches(config, train_records) if earlier is None else PatchBank.empty(config.n_patches, config.patch_shape)
         step = create_step(config, model, bank)
-        record = RunRecord(config.to_values(), fingerprint((train_records, validation_records)))
+        network_file = git_blob(config.network) if config.network.endswith(".keras") else None
+        record = RunRecord(config.to_values(), fingerprint((train_records, validation_records)), network_file)
         state = tf.train.Checkpoint(step=step, record=record)
         if states := random_states(model):  # which TensorFlow does not find in Keras' layers
             state.random_states = states

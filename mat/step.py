@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from mat.attack import i_fgsm
-from mat.models.kernels import convolution_kernels
+from mat.models.kernels import convolution_kernels, dense_gradients, regularization
 from mat.models.prepared import prepared_once
 from mat.patch import PatchBank, apply_patches, draw_trials, select_patches
 from mat.seeds import fold_in, stream_seed
@@ -82,11 +82,8 @@ class TrainingStep(tf.Module):
                     images, refined, indices, _ = self.attack(images, labels)
             logits = self.model(images, training=True)
             loss, accuracy = tf.reduce_mean(cross_entropy(labels, logits)), tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32))
-            for variable in self.model.trainable_variables:
-                if variable.regularizer is not None:  # of an own network
-                    loss += variable.regularizer(variable)
-        gradients = tape.gradient(loss, self.model.trainable_variables, unconnected_gradients="zero")
-        loss, gradients = self._with_weight_decay(loss, [tf.convert_to_tensor(gradient) for gradient in gradients])
+            loss += regularization(self.model)
+        loss, gradients = self._with_weight_decay(loss, dense_gradients(tape, loss, self.model.trainable_variables))
         self._commit(loss, accuracy, gradients, statistics, refined, indices)
         return loss, accuracy
 

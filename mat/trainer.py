@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from mat.cli.console import console
-from mat.cli.devices import report_out_of_memory, use_xla
+from mat.cli.devices import report_device_errors, use_xla
 from mat.cli.errors import NonFiniteLossError, StoppedError
 from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
@@ -79,7 +79,7 @@ class Trainer:
                 for row in run.record.rows:  # values that the event files lack
                     results.write_events(row)
                 if first_epoch < config.n_epochs:
-                    with report_out_of_memory(lambda: memory_advice(config, results)):
+                    with report_device_errors(lambda: memory_advice(config, results)):
                         self._train()
                 else:
                     console.print(f"{results.path}: this run is finished; nothing is left to train")

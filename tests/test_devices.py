@@ -100,6 +100,10 @@ EXHAUSTED = tf_error("ResourceExhausted", "Graph error:\n\n{{function_node Conv2
         (EXHAUSTED, "out of memory (OOM when allocating tensor with shape[9,9]). batch_size: 8"),
         (tf_error("Internal", "CUDNN_STATUS_ALLOC_FAILED\nin x"), "(CUDNN_STATUS_ALLOC_FAILED)"),
         (tf_error("Aborted", "Graph\nOperation received an exception:Status: 1, message: no"), "exception:Status: 1, message: no"),
+        (
+            tf_error("InvalidArgument", "Function x: Detected unsupported operations: CropAndResize"),
+            "CropAndResize). Set jit_compile: false",
+        ),
         (MemoryError("Unable to allocate 9 GiB"), "(Unable to allocate 9 GiB)"),
         (MemoryError(), "out of memory (Python can take no more). batch_size: 8"),
         (tf_error("ResourceExhausted", "/x/ckpt-1; No space left on device"), None),
@@ -107,8 +111,8 @@ EXHAUSTED = tf_error("ResourceExhausted", "Graph error:\n\n{{function_node Conv2
         (OSError("out of memory"), None),
     ],
 )
-def test_only_memory_is_told_as_memory(error, words):
-    with pytest.raises(UserError if words else type(error)) as raised, devices.report_out_of_memory(lambda: "batch_size: 8"):
+def test_memory_and_what_xla_lacks_are_told_and_nothing_else(error, words):
+    with pytest.raises(UserError if words else type(error)) as raised, devices.report_device_errors(lambda: "batch_size: 8"):
         raise error
     assert words is None or words in str(raised.value)
 

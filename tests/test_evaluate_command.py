@@ -40,6 +40,16 @@ def command(tmp_path, undefended, monkeypatch, capsys):
     return run
 
 
+def test_weights_that_were_trained_on_other_classes_are_warned_of(command):
+    names = [str(label) for label in range(10)]
+    pathlib.Path("classes.txt").write_text("".join(f"{name}\n" for name in names))
+    assert "trained on other classes" not in command("--output", "same")[2]
+    pathlib.Path("classes.txt").write_text("".join(f"{name}\n" for name in ["cat", *names[1:]]))
+    status, errors, output = command("--output", "other")
+    assert (status, errors) == (0, "")
+    assert "WARNING: classes.txt: these weights were trained on other classes: cat where the data has 0" in output
+
+
 def test_a_quick_evaluation_writes_its_report_beside_the_weights(command):
     status, errors, output = command()
     assert (status, errors) == (0, "")

@@ -18,10 +18,11 @@ from mat.data.splits import read_splits
 from mat.evaluate import main, parse_arguments
 from mat.models import create_model, load_weights, save_weights
 from mat.models.kernels import convolution_kernels
-from mat.models.network import INPUT_RANGES, inner_model, wrap_model
-from mat.models.network_checks import check_trainable
+from mat.models.own_network import INPUT_RANGES, inner_model, wrap_model
+from mat.models.own_network_checks import check_trainable
 from mat.models.own_weights import save_network
-from mat.robustness.classifiers import check_input_range, fill_values
+from mat.robustness.classifier_config import fill_values
+from mat.robustness.input_range import check_input_range
 from mat.step import cross_entropy
 from tests import networks
 from tests.conftest import SMALL, stop_at, trainer_of, write_tiny_split
@@ -270,7 +271,7 @@ def test_weights_of_another_network_change_nothing(tmp_path):
     for network, file, words in (
         (own("vit"), "vit.weights.h5", "these weights are not of this network: the network has 12 arrays, the file 39"),
         (own(n_classes=7), "classes.weights.h5", "an array of the network is [8, 5], where the file has [8, 7]"),
-        (create_model(PatchTrainingConfig(**SMALL)), "original.h5", "not the weights of this network"),
+        (create_model(PatchTrainingConfig(**SMALL)), "original.h5", "these weights are not of this network"),
     ):
         save_weights(network, tmp_path / file)
         with pytest.raises(UserError, match=re.escape(words)):
@@ -314,6 +315,16 @@ def test_regularizers_of_the_network_are_in_its_loss(tiny_config):
     plain, regularized = (float(trainer.run.step.train_on_batch(*map(tf.constant, batch))[0]) for trainer in losses)
     kernel = create_model(losses[0].run.config).get_weights()[0]
     np.testing.assert_allclose(regularized - plain, 0.01 * np.sum(kernel**2), rtol=1e-3)
+
+
+def test_a_run_does_not_go_on_with_another_network_in_the_file(tiny_config, tmp_path):
+    path = str(tmp_path / "own.keras")
+    networks.small(16, 4).save(path)
+    config, _ = train(tiny_config, network=path, n_epochs=1)
+    trainer_of(config, resume=True)
+    networks.small(16, 4).save(path)
+    with pytest.raises(UserError, match=r"own.keras: not the file that the run in .* was begun with"):
+        trainer_of(config, resume=True)
 
 
 @pytest.mark.parametrize("name", ["small", "vit"])

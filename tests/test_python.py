@@ -192,6 +192,26 @@ def test_a_model_in_memory_has_the_accuracies_of_its_weights_file(undefended, tm
         mat.evaluate(model, config.data_dir, patch_shape=(12, 12, 3), output=tmp_path / "report", **protocol)
 
 
+def test_what_is_named_wins_over_quick(undefended):
+    config, weights = undefended
+    protocol = {"iterations": 3, "n_targets": 0, "max_images": 10}
+    keys = {"quick": True, "n_controls": 1, "evaluation": protocol | {"restarts": 2, "iterations": 2}}
+    report = mat.evaluate(weights, **keys, iterations=3)
+    assert report["subject"]["protocol"] | protocol | {"restarts": 2, "n_controls": 1} == report["subject"]["protocol"]
+    assert len(report["grid"]) == 2
+
+
+def test_the_whole_network_of_a_run_takes_what_the_run_gave_it(tiny_config):
+    """`network.keras` takes 0..255 here, which only the run's config says."""
+    config = tiny_config(network="tests.networks:small", input_range="0..255", n_epochs=1)
+    run = mat.train(config)
+    images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+    of_file, of_run = mat.load(config.result_dir / "network.keras"), mat.load(config.result_dir)
+    for model in (of_file, of_run):
+        np.testing.assert_array_equal(model.predict(images, verbose=0), run.model.predict(images, verbose=0))
+    assert of_file.class_names == ["0", "1", "2", "3"]
+
+
 def test_another_model_in_memory_does_not_continue_the_evaluation(undefended, tmp_path):
     config, weights = undefended
     keys = {"output": tmp_path / "report", "quick": True, "iterations": 5, "n_targets": 0, "max_images": 10, "patch_shape": (6, 6, 3)}

@@ -14,7 +14,7 @@ from mat.cli.errors import UserError
 from mat.cli.progress import WorkProgress
 from mat.cli.text import single_line
 from mat.config import PatchTrainingConfig
-from mat.models.network import wrap_model
+from mat.models.own_network import wrap_model
 from mat.robustness.fit import Callbacks, fit_patches
 from mat.robustness.plan import EvaluationPlan, PatchSpec
 from mat.robustness.universal import UniversalAttacks

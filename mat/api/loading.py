@@ -15,7 +15,7 @@ from mat.data.splits import class_names
 from mat.data.tiny_imagenet import validation_image
 from mat.models import create_model, load_weights
 from mat.results.run_directory import CLASSES_FILE, CONFIG_FILE, weights_files
-from mat.robustness.classifiers import read_classifier
+from mat.robustness.classifier_config import read_classifier
 
 Path = str | os.PathLike[str]
 
@@ -58,7 +58,8 @@ def find_network(path: Path, keys: dict[str, Any], config: Config | None = None)
         kind = f"{type(path).__module__}.{type(path).__qualname__}"
         raise UserError(f"a network is a keras.Model (of Keras {keras.__version__}, not tf_keras) or the path of one. Received: a {kind}")
     path = pathlib.Path(path)
-    if path.suffix == ".keras" and config is None:
+    beside = path.with_name(CONFIG_FILE)  # of the run that wrote the file: its weights, in the network that the run trained
+    if path.suffix == ".keras" and config is None and not beside.is_file():
         return read_classifier({"network": str(path), "data_dir": str(path.parent), **keys}), None  # not the data of another network
     if not path.exists():
         raise UserError(f"{path}: no such file. Give the result directory of a run, a weights file or a .keras file")
@@ -66,8 +67,7 @@ def find_network(path: Path, keys: dict[str, Any], config: Config | None = None)
         files = weights_files(path)
         if not files:
             raise UserError(f"{path}: no weights of a run in it. Give the result directory of a run, a weights file or a .keras file")
-        path = files[-1]
-    beside = path.with_name(CONFIG_FILE)
+        path, beside = files[-1], path / CONFIG_FILE
     if config is None and not beside.is_file():
         raise UserError(f"{path}: no {CONFIG_FILE} beside it, which would tell what network it is of. Give config")
     return read_config(beside if config is None else config, keys), path
@@ -94,5 +94,5 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
     try:
         picture = read_picture(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no picture that can be read ({error}). Give a JPEG, PNG or another picture file") from None
+        raise UserError(f"{path}: no picture: {error}. Give a JPEG, PNG or another picture file") from None
     return validation_image(np.asarray(picture), image_size).numpy()

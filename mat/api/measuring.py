@@ -16,7 +16,7 @@ from mat.cli.signals import raised_signals
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.data.reading import Records
 from mat.evaluate import evaluate_network
-from mat.robustness.classifiers import fill_values
+from mat.robustness.classifier_config import fill_values
 from mat.robustness.display import Report
 
 Path = str | os.PathLike[str]
@@ -101,8 +101,10 @@ def _config_of(
     model: keras.Model | Path, data_dir: Path | None, keys: dict[str, Any], arrays: tuple[Records, Records] | None, *, quick: bool
 ) -> tuple[PatchTrainingConfig, pathlib.Path | None]:
     """The config of an evaluation, in which its class stands for a model in memory, and the file of the weights, if any."""
-    protocol = {name: value for name, value in keys.items() if name in EvaluationConfig.model_fields}
-    values = {name: value for name, value in keys.items() if name not in protocol} | ({"evaluation": protocol} if protocol else {})
+    flat = {name: value for name, value in keys.items() if name in EvaluationConfig.model_fields}
+    values = {name: value for name, value in keys.items() if name not in flat}
+    protocol = {**values.get("evaluation", {}), **flat}
+    values |= {"evaluation": protocol} if protocol else {}
     values |= {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
     weights = None
     if not isinstance(model, keras.Model):
@@ -117,6 +119,5 @@ def _config_of(
     if (largest := max((int(records.labels.max()) for records in arrays or ()), default=0)) >= config.n_classes:
         raise UserError(f"labels must be in 0..{config.n_classes - 1}, the model's classes. Received: {largest}")
     if quick:
-        named = {name: getattr(config.evaluation, name) for name in protocol}
-        config = config.replace(evaluation=config.evaluation.quick().replace(**named))
+        config = config.replace(evaluation=config.evaluation.quick(protocol))
     return config, weights

@@ -18,6 +18,7 @@ PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DN
 _FAST_MATH = re.compile(r"--xla_\w*enable_fast_math(?:=(?!false|0)\S*)?(?!\S)")  # a flag of XLA that is not off
 # What libraries say of it; status 1 is oneDNN's.
 _OUT_OF_MEMORY = re.compile(r"(?i:out of memory|(?:failed|unable) to allocate)|\bOOM\b|ALLOC_FAILED|exception:Status: 1,")
+_XLA_UNSUPPORTED = re.compile(r"Detected unsupported operations|tf2xla conversion failed")
 # TensorFlow's file system calls these exhausted resources too.
 _OTHER_RESOURCES = re.compile(r"No space left on device|Disk quota exceeded|Too many (open files|links)")
 
@@ -88,15 +89,21 @@ def precision_overrides(precision: str) -> str:
 
 
 @contextlib.contextmanager
-def report_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Within the block, memory that does not suffice, of the GPU or of the machine, ends in a `UserError` with this advice."""
+def report_device_errors(memory_advice: Callable[[], str]) -> Iterator[None]:
+    """Within the block, memory that does not suffice, of the GPU or of the machine, ends in a `UserError` with this advice.
+
+    So do operations of an own network that XLA cannot compile.
+    """
     try:
         yield
     except (tf.errors.OpError, MemoryError) as error:
         text = re.sub(r"\{\{.*?\}\} *", "", str(error))  # names of nodes
+        if unsupported := _XLA_UNSUPPORTED.search(text):
+            reason = single_line(text[unsupported.start() :])
+            raise UserError(f"XLA cannot compile an operation of the network ({reason}). Set jit_compile: false") from None
         exhausted = isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)) and not _OTHER_RESOURCES.search(text)
         said = [line for line in text.splitlines() if _OUT_OF_MEMORY.search(line)]
         if not exhausted and not said:
             raise
         reason = single_line((said or text.splitlines() or ["Python can take no more"])[0])
-        raise UserError(f"out of memory ({reason}). {advice()}") from None
+        raise UserError(f"out of memory ({reason}). {memory_advice()}") from None

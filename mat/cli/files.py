@@ -36,10 +36,12 @@ def replace_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # a stop signal may come at any point
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise write_error(path, len(content), str(error.strerror), error.errno) from None
+        if isinstance(error, OSError):
+            raise write_error(path, len(content), str(error.strerror), error.errno) from None
+        raise
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,7 @@ def create_model(config: Any) -> "keras.Model":
     """The network of a `PatchTrainingConfig`, made from its seed: float images [B, H, W, 3] in [0, 1] -> logits [B, n_classes]."""
     shared = {key: getattr(config, key) for key in ("image_size", "n_classes", "dtype", "seed")}
     if config.network != "resnet":
-        from mat.models.network import create_network
+        from mat.models.own_network import create_network
 
         keys = ("network", "input_range", "logits", "safe_mode", "fresh_weights")
         return create_network(**shared, **{key: getattr(config, key) for key in keys})

@@ -1,4 +1,4 @@
-"""What a network is made of, layers inside of other layers included: its convolution kernels, and what a forward pass costs."""
+"""What training takes of a network, layers inside of other layers included: convolution kernels, regularizers, gradients, cost."""
 
 import logging
 
@@ -21,6 +21,17 @@ def convolution_kernels(model: keras.Model) -> list[keras.Variable]:
     layers = [layer for layer in all_layers(model) if isinstance(layer, _CONVOLUTIONS)]
     kernels = [getattr(layer, name) for layer in layers for name in _KERNELS if hasattr(layer, name)]
     return [kernel for kernel in kernels if kernel.trainable]
+
+
+def regularization(model: keras.Model) -> tf.Tensor | float:
+    """The sum of the regularizers that weights of an own network have, a scalar; 0 for the ResNet, which has none."""
+    return sum(variable.regularizer(variable) for variable in model.trainable_variables if variable.regularizer is not None)
+
+
+def dense_gradients(tape: tf.GradientTape, loss: tf.Tensor, variables: list[keras.Variable]) -> list[tf.Tensor]:
+    """The gradients of a loss as tensors in the shapes of the variables, zeros for those that it does not depend on."""
+    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 def random_states(model: keras.Model) -> list[tf.Variable]:

@@ -14,8 +14,8 @@ import keras
 
 from mat.cli.errors import UserError
 from mat.cli.files import replace_file
-from mat.models.network_source import reason
 from mat.models.other_files import refuse_other_files
+from mat.models.own_network_source import reason
 
 Path = str | os.PathLike[str]
 
@@ -39,7 +39,7 @@ def _content(save: Callable[[str], None], ending: str) -> bytes:
 
 
 def load_own_weights(model: keras.Model, path: Path) -> None:
-    """Set a network's weights from a `.weights.h5` file, from those in a `.keras` file, or from Keras 2's `.h5`; all of them or none.
+    """Set a network's weights from a `.weights.h5` file, or from those in a `.keras` file; all of them or none.
 
     Raises:
         UserError: the file cannot be read, is another one, or has other weights than the network.
@@ -50,7 +50,7 @@ def load_own_weights(model: keras.Model, path: Path) -> None:
     before = model.get_weights()
     try:
         # Keras passes over what a file has beyond the network's layers.
-        if path.endswith((".keras", ".weights.h5")) and (difference := _difference(model, _shapes(path))):
+        if difference := _difference(model, _shapes(path)):
             remedy = "Give the network that the file was trained with"
             raise UserError(f"{path}: these weights are not of this network: {difference}. {remedy}")
         with warnings.catch_warnings():

@@ -101,7 +101,7 @@ def save_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
 
 
 def _own_network(model):
-    from mat.models.network import inner_model  # late: a download needs no Keras
+    from mat.models.own_network import inner_model  # late: a download needs no Keras
 
     return inner_model(model)
 

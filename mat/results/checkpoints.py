@@ -17,6 +17,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import sync, write_error
 
+_RECORDED = ("config", "data_sha256", "network_git_blob", "versions", "rows")
 RECORD_KEY = "record/.ATTRIBUTES/py_state"
 CHECKPOINT_FILE = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")
 # What TensorFlow raises on damaged files.
@@ -24,18 +25,19 @@ _DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, LookupError, TypeError,
 
 
 class RunRecord(tf.train.experimental.PythonState):
-    """What a checkpoint holds beside tensors: the config's plain values, the fingerprint of the data, versions, and the log's rows."""
+    """What a checkpoint holds beside tensors: the config's plain values, fingerprints of data and network, versions, and the log's rows."""
 
-    def __init__(self, config: dict[str, Any], data_sha256: str):
+    def __init__(self, config: dict[str, Any], data_sha256: str, network_git_blob: str | None = None):
         super().__init__()
         self.config = config
         self.data_sha256 = data_sha256
+        self.network_git_blob = network_git_blob  # of the file of an own network
         self.versions = {"mat": __version__, "tensorflow": tf.__version__}
         self.rows: list[dict[str, float]] = []  # of the complete epochs
 
     def serialize(self) -> str:
         """The record as JSON."""
-        return json.dumps({name: getattr(self, name) for name in ("config", "data_sha256", "versions", "rows")})
+        return json.dumps({name: getattr(self, name) for name in _RECORDED})
 
     def deserialize(self, string_value: str) -> None:
         """Take over the epochs of a record; config, data and versions are this run's own."""

@@ -68,13 +68,16 @@ def restore(
         splits: the training and the validation data.
 
     Raises:
-        UserError: the run was begun with other data or by a version that computes something else, or no checkpoint is whole.
+        UserError: the run was begun with other data, another file of an own network, or by a version that computes something else; or no
+            checkpoint is whole.
     """
     if record["data_sha256"] != state.record.data_sha256:
         raise UserError(
             f"{config.data_dir}: not the data that the run in {directory.path} was begun with. Give data_dir that data, or train under "
             "another unique_name"
         )
+    if record.get("network_git_blob") != state.record.network_git_blob:
+        raise UserError(f"{config.network}: not the file that the run in {directory.path} was begun with. Give network that file again")
     try:
         directory.checkpoints.restore(state)
     except OSError as error:

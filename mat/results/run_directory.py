@@ -14,7 +14,7 @@ from mat.cli.errors import UserError
 from mat.cli.files import check_writable, exclusive_lock, is_occupied, npz, replace_file
 from mat.cli.text import single_line
 from mat.models import save_weights
-from mat.models.network import inner_model
+from mat.models.own_network import inner_model
 from mat.models.own_weights import save_network
 from mat.patch import PatchBank
 from mat.results.checkpoints import Checkpoints

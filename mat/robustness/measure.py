@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from mat import __version__
 from mat.cli.console import console, print_facts
-from mat.cli.devices import device_name, precision_overrides, report_out_of_memory, use_xla
+from mat.cli.devices import device_name, precision_overrides, report_device_errors, use_xla
 from mat.cli.errors import UserError
 from mat.cli.files import npz
 from mat.cli.progress import WorkProgress, duration
@@ -133,7 +133,7 @@ def _run(plan, model, splits, results, *, jit_compile):
         f"evaluation.images_at_once: {plan.images_at_once} images take more than there is. Set fewer, at least "
         f"evaluation.images_per_iteration: {plan.images_per_iteration}, and run the same command with --resume: what was fitted is kept"
     )
-    with report_out_of_memory(lambda: advice):
+    with report_device_errors(lambda: advice):
         fitted_on = load_images(splits[0].take(plan.fit_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         scored = load_images(splits[1].take(plan.scored_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, jit_compile=jit_compile)

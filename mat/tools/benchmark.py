@@ -46,9 +46,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
         check_writable(arguments.profile, "Change --profile")
     console.print(f"{arguments.config}: loading TensorFlow")
     load_tensorflow()
-    from mat.cli.devices import report_out_of_memory
+    from mat.cli.devices import report_device_errors
 
-    with report_out_of_memory(
+    with report_device_errors(
         lambda: f"batch_size: {config.batch_size} and width: {config.width} take too much. Try --set with smaller ones"
     ):
         result = measure(config, arguments)

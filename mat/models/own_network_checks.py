@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import UserError
-from mat.models.network_source import reason
+from mat.models.own_network_source import reason
 from mat.models.prepared import all_layers
 
 _LARGEST_BYTE_SCALE = 0.02  # of a Rescaling layer that takes 0..255, such as 1/255 or 1/127.5

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 
 from mat.cli.errors import UserError
-from mat.models.network_checks import check_inputs, check_shape, check_values
-from mat.models.network_source import call_function, checked_model, load_file, reason, seeded
+from mat.models.own_network_checks import check_inputs, check_shape, check_values
+from mat.models.own_network_source import call_function, checked_model, load_file, reason, seeded
 
 INPUT_RANGES: dict[str, dict[str, Any]] = {  # name: scale and offset of images in [0, 1]
     "0..1": {},
