@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from mat.attack import i_fgsm
-from mat.models.kernels import convolution_kernels, dense_gradients, regularization
+from mat.models.kernels import add_regularizers, convolution_kernels, dense_gradients
 from mat.models.prepared import prepared_once
 from mat.patch import PatchBank, apply_patches, draw_trials, select_patches
 from mat.seeds import fold_in, stream_seed
@@ -82,7 +82,7 @@ class TrainingStep(tf.Module):
                     images, refined, indices, _ = self.attack(images, labels)
             logits = self.model(images, training=True)
             loss, accuracy = tf.reduce_mean(cross_entropy(labels, logits)), tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32))
-            loss += regularization(self.model)
+            loss = add_regularizers(loss, self.model)
         loss, gradients = self._with_weight_decay(loss, dense_gradients(tape, loss, self.model.trainable_variables))
         self._commit(loss, accuracy, gradients, statistics, refined, indices)
         return loss, accuracy
