@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
@@ -45,7 +45,7 @@ PATHS = {  # options: metavariable, meaning
     "--bank": ("FILE", "patches.npz to start attacks from (default: the one beside the weights, if any)"),
     "--patches-from": ("RUN", "also try the patches that an evaluation fitted on another model"),
 }
-RANGES = "0..1 | 0..255 | -1..1 | imagenet"
+RANGES = get_args(PatchTrainingConfig.model_fields["input_range"].annotation)
 KEYS = {"attacks": "NAME[,NAME]", "max_images": "N", "restarts": "N", "iterations": "N"}  # options for keys of `evaluation`: metavariable
 
 
@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     for name, (metavar, meaning) in PATHS.items():
         parser.add_argument(name, metavar=metavar, type=expand_path, help=meaning)
     meaning = "the same as --set input_range=RANGE: the pixels that an own network takes"
-    parser.add_argument("--input-range", metavar=f"{{{RANGES}}}", choices=RANGES.split(" | "), help=meaning)
+    parser.add_argument("--input-range", choices=RANGES, help=meaning)
     meaning = "also try these patches: PNG or another picture, .npz of this program, .npy [R, h, w, 3]"
     parser.add_argument("--patches", metavar="FILE", nargs="+", action="extend", default=[], type=expand_path, help=meaning)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")

@@ -15,7 +15,7 @@ from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
 from mat.data.metadata import DATASET_FILE, Metadata
 from mat.data.splits import read_splits
-from mat.evaluate import main, parse_arguments
+from mat.evaluate import RANGES, main, parse_arguments
 from mat.models import create_model, load_weights, save_weights
 from mat.models.kernels import convolution_kernels
 from mat.models.own_network import INPUT_RANGES, inner_model, wrap_model
@@ -472,6 +472,10 @@ def test_a_runs_config_does_not_stand_for_the_weights_that_it_began_with(evaluat
     status, errors, _ = evaluate("run/config.yaml")
     assert status == 2
     assert "run/config.yaml: its run has weights of its own. Give those to evaluate with --weights FILE" in errors
+
+
+def test_the_ranges_of_the_config_are_those_of_the_networks():
+    assert set(RANGES) == set(INPUT_RANGES)
 
 
 def test_another_range_than_the_network_wants_is_refused_with_both_accuracies(evaluate):

@@ -18,7 +18,8 @@ def train(config: Config, *, resume: bool = False, **keys: Any) -> TrainingResul
 
     Returns:
         The trained `model`, with its `class_names`; the result `directory`; `accuracies`, on the clean validation images after each epoch
-        of this call; and the `report` on its robustness, as of `mat.evaluate`, or None.
+        of this call; and the `report` on its robustness, as of `mat.evaluate`, or None. Of `plain_baseline: true` the second run is in its
+        own directory, and compared on the console.
 
     Raises:
         UserError: the config, the data, the weights or the result directory cannot be used.

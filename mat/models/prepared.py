@@ -13,7 +13,10 @@ if keras.config.backend() != "tensorflow":
 
 
 def all_layers(layer: keras.Layer) -> list[keras.Layer]:
-    """The layers that a model or another layer is made of, at every depth, each once, in the order in which they are held."""
+    """The layers that a model or another layer is made of, at every depth, each once, in the order in which they are held.
+
+    Keras' own recursion goes through the layers in another order, and has no public name.
+    """
     return list(dict.fromkeys(_walk(layer)))
 
 
