@@ -27,6 +27,7 @@ from mat.data.metadata import DATASET_FILE, Metadata
 from mat.data.tiny_imagenet import load_dataset
 from mat.tools.notebook import notebook_of, python_blocks
 from mat.trainer import Trainer
+from tests.conftest import GOLDEN, load_golden_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
@@ -291,6 +292,13 @@ def test_arrays_become_records_without_loss():
     images = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
     records = arrays.as_records(images, [1, 0], "training")
     np.testing.assert_array_equal([tf.io.decode_png(png) for png in records.images], images)
+
+
+def test_weights_without_a_config_beside_them_are_loaded_with_one():
+    model = mat.load(GOLDEN / "original_w1.h5", {"width": 1})
+    assert model.class_names == [str(label) for label in range(200)]
+    for one, other in zip(model.get_weights(), load_golden_model().get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_faults_of_the_user_are_told(tmp_path, tiny_config):
