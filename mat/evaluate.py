@@ -20,6 +20,7 @@ from mat.cli.signals import raised_signals
 from mat.cli.text import single_line
 from mat.cli.yaml_reader import apply_override
 from mat.config import EvaluationConfig, PatchTrainingConfig
+from mat.data.metadata import trained_classes
 from mat.models.other_files import refuse_other_files
 from mat.robustness.store import report_path
 
@@ -188,20 +189,19 @@ def evaluate_network(
         bank = beside if beside.is_file() else None
     if splits is None:
         splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)
+        if weights is not None:
+            warn_of_other_classes(weights, class_names(config.data_dir, config.n_classes))
     check_input_range(config, model, splits[1], sure=sure_of_range)
-    warn_of_other_classes(weights, class_names(config.data_dir, config.n_classes))
     return measure_robustness(config, model, splits, directory, weights=weights, bank=bank, **options)
 
 
-def warn_of_other_classes(weights: pathlib.Path | None, names: Sequence[str]) -> None:
+def warn_of_other_classes(weights: pathlib.Path, names: Sequence[str]) -> None:
     """Print a warning where the run that wrote the weights was trained on classes of other names: labels may mean something else."""
-    listed = weights.with_name("classes.txt") if weights else None
-    trained = listed.read_text("utf-8").splitlines() if listed and listed.is_file() else list(names)
-    if different := [f"{one} where the data has {other}" for one, other in zip(trained, names, strict=False) if one != other]:
+    pairs = zip(trained_classes(weights), names, strict=False)
+    if different := [f"{one} where the data has {other}" for one, other in pairs if one != other]:
         shown = single_line(", ".join(different[:3]) + ", ..." * (len(different) > 3))
-        console.print(
-            f"WARNING: {listed}: these weights were trained on other classes: {shown}. If they are others, the accuracies mean nothing"
-        )
+        remedy = "If they are others, the accuracies mean nothing"
+        console.print(f"WARNING: {weights}: these weights were trained on other classes: {shown}. {remedy}")
 
 
 def main(arguments: list[str] | None = None) -> int:

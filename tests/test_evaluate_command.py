@@ -47,7 +47,7 @@ def test_weights_that_were_trained_on_other_classes_are_warned_of(command):
     pathlib.Path("classes.txt").write_text("".join(f"{name}\n" for name in ["cat", *names[1:]]))
     status, errors, output = command("--output", "other")
     assert (status, errors) == (0, "")
-    assert "WARNING: classes.txt: these weights were trained on other classes: cat where the data has 0" in output
+    assert "WARNING: plain.h5: these weights were trained on other classes: cat where the data has 0" in output
 
 
 def test_a_quick_evaluation_writes_its_report_beside_the_weights(command):

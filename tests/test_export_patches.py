@@ -17,13 +17,12 @@ NAMES = ["white_box-untargeted-random-step0.05-0", "gradient_free-target3-random
 
 @pytest.fixture
 def bank(tmp_path):
-    """The directory of a training run: config, bank, and the data that has the names of its classes."""
-    run, data = tmp_path / "run", tmp_path / "data"
+    """The directory of a training run: config, bank, and the names of its classes; beside it one with nothing in it."""
+    run = tmp_path / "run"
     run.mkdir()
-    data.mkdir()
-    (data / "wnids.txt").write_text("n0\nn1\nn2\n")
-    (data / "words.txt").write_text("n0\tred panda\nn2\tÉclair\n")
-    PatchTrainingConfig(n_classes=3, data_dir=str(data), unique_name="run").to_yaml(run / "config.yaml")
+    (tmp_path / "data").mkdir()
+    (run / "classes.txt").write_text("red panda\nn1\nÉclair\n", "utf-8")
+    PatchTrainingConfig(n_classes=3, unique_name="run").to_yaml(run / "config.yaml")
     np.savez(run / "patches.npz", patches=PATCHES, targets=np.arange(11) % 3, step_sizes=np.full(11, 0.25, np.float32))
     return run
 

@@ -213,6 +213,19 @@ def test_the_whole_network_of_a_run_takes_what_the_run_gave_it(tiny_config):
     assert of_file.class_names == ["0", "1", "2", "3"]
 
 
+def test_arrays_have_no_names_of_classes_to_warn_of(tiny_config, capsys):
+    config = tiny_config(n_epochs=1, n_patches=0)
+    run = mat.train(config)
+    (run.directory / "classes.txt").write_text("cat\ndog\neel\nfox\n")
+    pair = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8), np.arange(8) % 4
+    keys = {"quick": True, "iterations": 1, "n_targets": 0, "n_controls": 1}
+    capsys.readouterr()
+    mat.evaluate(run.directory, (pair, pair), **keys)
+    assert "other classes" not in capsys.readouterr().out
+    mat.evaluate(run.directory, **keys)
+    assert "trained on other classes: cat where the data has 0" in capsys.readouterr().out
+
+
 def test_another_model_in_memory_does_not_continue_the_evaluation(undefended, tmp_path):
     config, weights = undefended
     keys = {"output": tmp_path / "report", "quick": True, "iterations": 5, "n_targets": 0, "max_images": 10, "patch_shape": (6, 6, 3)}
@@ -269,7 +282,7 @@ def test_patches_are_pasted_in_one_or_many_images():
         (np.zeros((2, 8, 8), np.uint8), r"\[2, 8, 8\]"),
         (np.zeros((2, 8, 6, 3), np.uint8), r"\[2, 8, 6, 3\]"),
         (np.zeros((0, 8, 8, 3), np.uint8), r"\[0, 8, 8, 3\]"),
-        (np.full((1, 8, 8, 3), 255.0), "float64 from 255.0 to 255.0. Divide by 255"),
+        (np.full((1, 8, 8, 3), 255.0), "from 255.0 to 255.0, not from 0 to 1. Divide by 255"),
         (np.full((1, 8, 8, 3), np.nan), "from nan to nan"),
         (np.zeros((1, 8, 8, 3), np.int64), "int64"),
     ],

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from mat.cli.errors import UserError
 from mat.data.reading import Records
+from mat.robustness.inputs import unit_floats
 
 
 def float_images(images: Any) -> np.ndarray:
@@ -19,13 +20,11 @@ def float_images(images: Any) -> np.ndarray:
 
 def float_pixels(array: Any, name: str) -> np.ndarray:
     """Pixels of any shape but empty, uint8 or float in [0, 1], as float32 in [0, 1]; a `UserError` tells what else `name` is."""
-    array = np.asarray(array)
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255
-    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
-        received = f"{array.dtype} from {array.min()} to {array.max()}"
-        raise UserError(f"{name} must be uint8, or float in [0, 1]. Received: {received}. Divide by 255, or convert with .astype('uint8')")
-    return array.astype(np.float32)
+    try:
+        return unit_floats(np.asarray(array))
+    except ValueError as error:
+        remedy = "Divide by 255, or convert with .astype('uint8')"
+        raise UserError(f"{name} must be uint8, or float in [0, 1]: {error}. {remedy}") from None
 
 
 def integer_labels(labels: Any, n_images: int) -> np.ndarray:

@@ -10,11 +10,12 @@ import numpy as np
 from mat.api.session import Config, read_config, session
 from mat.cli.errors import UserError
 from mat.config import PatchTrainingConfig
+from mat.data.metadata import trained_classes
 from mat.data.picture_files import read_picture
 from mat.data.splits import class_names
 from mat.data.tiny_imagenet import validation_image
 from mat.models import create_model, load_weights
-from mat.results.run_directory import CLASSES_FILE, CONFIG_FILE, weights_files
+from mat.results.run_directory import CONFIG_FILE, weights_files
 from mat.robustness.classifier_config import read_classifier
 
 Path = str | os.PathLike[str]
@@ -46,8 +47,7 @@ def load(path: Path, config: Config | None = None, **keys: Any) -> keras.Model:
         model = create_model(found)
         if weights is not None:
             load_weights(model, weights)
-    classes = (weights or pathlib.Path(path)).with_name(CLASSES_FILE)
-    listed = classes.read_text("utf-8").splitlines() if classes.is_file() else []
+    listed = trained_classes(weights or path)
     model.class_names = listed if len(listed) == found.n_classes else class_names(found.data_dir, found.n_classes)
     return model
 

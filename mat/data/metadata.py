@@ -15,6 +15,7 @@ from mat.cli.paths import expand_path
 from mat.cli.text import decode_text, single_line
 
 DATASET_FILE = "dataset.json"
+CLASSES_FILE = "classes.txt"  # of a run: the names of its classes, one a line, in the order of their labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,12 @@ def read_metadata(data_dir: str | os.PathLike) -> Metadata | None:
 def class_list(content: bytes) -> list[str]:
     """The classes that the bytes of a wnids.txt list, one a line: their order is that of the labels."""
     return [line.strip() for line in decode_text(content).splitlines() if line.strip()]
+
+
+def trained_classes(file: str | os.PathLike) -> list[str]:
+    """The names of the classes that the run was trained on which wrote a file, in the order of their labels; none where it left no list."""
+    path = pathlib.Path(file).with_name(CLASSES_FILE)
+    return class_list(path.read_bytes()) if path.is_file() else []
 
 
 def add_metadata(values: dict[str, Any], default_data_dir: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable, exclusive_lock, is_occupied, npz, replace_file
 from mat.cli.text import single_line
+from mat.data.metadata import CLASSES_FILE
 from mat.models import save_weights
 from mat.models.own_network import inner_model
 from mat.models.own_weights import save_network
@@ -26,7 +27,6 @@ BANK_FILE = "patches.npz"
 NETWORK_FILE = "network.keras"  # the whole own network after the last epoch
 BANK_PICTURE = "patches.png"
 WEIGHTS_NAMES = ("tiny_imagenet_weights_{}.h5", "network_{}.weights.h5")  # by epoch, of the ResNet and of an own network
-CLASSES_FILE = "classes.txt"  # the names of the classes, one a line, in the order of their labels
 LOG_COLUMNS = {"Epoch": "epoch", "Train Loss": "loss", "Train Accuracy": "accuracy", "Valid Accuracy": "validation_accuracy"}
 ROBUST_COLUMN = {"Robust Accuracy": "robust_accuracy"}  # empty but in the epochs that were evaluated
 EVENT_TAGS = {

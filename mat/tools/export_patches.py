@@ -19,17 +19,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mat.cli.command import run_command
-from mat.cli.console import console, quiet_stderr
+from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable
 from mat.cli.paths import expand_path
-from mat.config import PatchTrainingConfig
+from mat.data.metadata import trained_classes
 from mat.data.picture_files import MAX_SIDE
 from mat.robustness.inputs import read_labeled
 from mat.robustness.patch_pictures import CONTACT_SHEET, encode_patch, resample
 from mat.robustness.store import FITTED_PATCHES_FILE, read_arrays, read_report
 
-_BANK_FILE, _CONFIG_FILE = "patches.npz", "config.yaml"
+_BANK_FILE = "patches.npz"
 _CELL, _FONT_SIZE, _MARGIN = 96, 12, 8  # of the contact sheet, pixels: towards which small patches are enlarged, of text, between patches
 _BACKGROUND = "#dcdcdc"  # against which white edges of patches are seen
 _MILLIMETERS = 25.4  # in an inch
@@ -69,7 +69,7 @@ def read_exported(file: pathlib.Path) -> list[ExportedPatch]:
     unknown, digits = np.full(len(patches), None), len(str(len(patches) - 1))
     numbers = [f"{i:0{digits}}" for i in range(len(patches))]
     if label == "targets":
-        classes, steps = _class_names(file.parent), arrays.get("step_sizes", unknown).tolist()
+        classes, steps = dict(enumerate(trained_classes(file))), arrays.get("step_sizes", unknown).tolist()
         facts = zip(numbers, patches, labels.tolist(), steps, strict=True)
         return [ExportedPatch(f"patch_{i}.png", i, patch, target, classes.get(target), step, None) for i, patch, target, step in facts]
     report = read_report(file.parent) or {"grid": [], "gradient_free": []}
@@ -80,18 +80,6 @@ def read_exported(file: pathlib.Path) -> list[ExportedPatch]:
         target = "untargeted" if row["target"] is None else row["target"]
         exported.append(ExportedPatch(picture, name, patch, target, row.get("target_name"), row.get("step_size"), accuracy))
     return exported
-
-
-def _class_names(run: pathlib.Path) -> dict[int, str]:
-    """The names of a run's classes by label; none where its config is not beside the bank, or the data is gone."""
-    try:
-        config = PatchTrainingConfig.from_yaml(run / _CONFIG_FILE)
-        with quiet_stderr():
-            from mat.data.splits import class_names  # imports TensorFlow
-        names = class_names(config.data_dir, config.n_classes)
-    except UserError:
-        return {}
-    return {label: name for label, name in enumerate(names) if name != str(label)}
 
 
 def contact_sheet(exported: Sequence[ExportedPatch]) -> bytes:
