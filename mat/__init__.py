@@ -12,7 +12,7 @@ from typing import Any
 if sys.platform == "win32":
     raise ImportError("mat runs on Linux and macOS. On Windows, run it in WSL, the Windows Subsystem for Linux: wsl --install")
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _FUNCTIONS = ("load", "read_image", "fit_patch", "apply_patches")
 _COMMANDS = ("train", "evaluate")
