@@ -44,7 +44,6 @@ PATHS = {  # options: metavariable, meaning
     "--data": ("DIR", "the same as --set data_dir=DIR: converted images"),
     "--output": ("DIR", "where the report goes (default: beside FILE, its name with _evaluation)"),
     "--bank": ("FILE", "patches.npz to start attacks from (default: the one beside the weights, if any)"),
-    "--patches-from": ("RUN", "also try the patches that an evaluation fitted on another model"),
 }
 RANGES = get_args(PatchTrainingConfig.model_fields["input_range"].annotation)
 KEYS = {"attacks": "NAME[,NAME]", "max_images": "N", "restarts": "N", "iterations": "N"}  # options for keys of `evaluation`: metavariable
@@ -66,7 +65,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input-range", choices=RANGES, help=meaning)
     meaning = "also try these patches: PNG or another picture, .npz of this program, .npy [R, h, w, 3]"
     parser.add_argument("--patches", metavar="FILE", nargs="+", action="extend", default=[], type=expand_path, help=meaning)
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in DIR")
+    meaning = "also try the patches that evaluations fitted on other models"
+    parser.add_argument("--patches-from", metavar="RUN", nargs="+", action="extend", default=[], type=expand_path, help=meaning)
+    meaning = "continue an interrupted evaluation in DIR; a finished one with more --patches or --patches-from scores these"
+    parser.add_argument("--resume", action="store_true", help=meaning)
     parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")
     for name, metavar in KEYS.items():
         to_yaml = "[{}]".format if name == "attacks" else str

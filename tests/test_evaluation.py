@@ -124,7 +124,7 @@ def test_report_directory_holds_every_file(whole):
     text = (directory / "report.md").read_text()
     for words in ("| clean |", "## Can it be trusted?", "## Controls", "### Gradient-free", "iterations", "patch shape", "tensorflow"):
         assert words in text
-    patches = read_transferred(directory / "universal_patches.npz")
+    patches = read_transferred([directory / "universal_patches.npz"])
     assert [name for name, _ in patches] == [row["name"] for row in (*report["grid"], *report["gradient_free"])]
     assert all(patch.shape == (12, 12, 3) and 0 <= patch.min() <= patch.max() <= 1 for _, patch in patches)
     protocol = json.loads((directory / "protocol.json").read_text())
@@ -196,9 +196,14 @@ def test_an_evaluation_goes_on_with_the_same_given_patches_only(run, tmp_path):
     assert report["subject"]["patches"] == [str(tmp_path / "one, two.npy")]
     again, _ = run(FAST, directory, patches=[tmp_path / "copy" / "one, two.npy"], resume=True)
     assert again["run"] == report["run"]
-    for patches in ([tmp_path / "other.npy"], []):
+    for patches in ([tmp_path / "other.npy"], []):  # what was tried must stay
         with pytest.raises(UserError, match=r"the evaluation in it has patches_git_blob: \['[0-9a-f]{40}'\], and this one has"):
             run(FAST, directory, patches=patches, resume=True)
+    fitted = {path: path.stat().st_mtime_ns for path in (directory / "restarts").iterdir()}
+    more, _ = run(FAST, directory, patches=[tmp_path / "one, two.npy", tmp_path / "other.npy"], resume=True)
+    assert [row["name"] for row in more["given"]] == ["given-one, two", "given-other"]
+    assert more["grid"] == report["grid"]
+    assert fitted == {path: path.stat().st_mtime_ns for path in (directory / "restarts").iterdir()}
 
 
 def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, tmp_path):
@@ -209,9 +214,9 @@ def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, t
     shutil.copytree(fitted, tmp_path / "another_evaluation")
     (tmp_path / "another_evaluation" / "report.json").write_text(json.dumps(another))
     protocol = WHITE_BOX_ONLY.replace(n_targets=10, iterations=1, max_images=50)
-    report, directory = run(protocol, bank=tmp_path / "patches.npz", patches_from=tmp_path)
+    report, directory = run(protocol, bank=tmp_path / "patches.npz", patches_from=[tmp_path])
     assert {row["start"] for row in report["grid"]} == {"random", "bank"}
-    fitted_patches = dict(read_transferred(directory / "universal_patches.npz"))
+    fitted_patches = dict(read_transferred([directory / "universal_patches.npz"]))
     for row in report["grid"]:
         if row["start"] == "bank" and row["target"] is not None:  # one step away from the bank's patch of that target, resized
             assert np.abs(fitted_patches[row["name"]] - row["target"] / 10).max() <= 0.0501
@@ -220,4 +225,4 @@ def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, t
     check = next(item for item in report["checklist"] if item["check"].startswith("transferred"))
     assert check["status"] == "warning"  # patches fitted for longer on the same network
     with pytest.raises(UserError, match="fitted on the very weights"):
-        run(protocol, patches_from=fitted)
+        run(protocol, patches_from=[fitted])

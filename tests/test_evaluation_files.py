@@ -45,14 +45,14 @@ def test_damaged_patches_are_refused_or_made_again(tmp_path, damage):
     directory, path = ReportDirectory(tmp_path / "report", {"seed": 0}), tmp_path / "report" / "restarts" / "one.npz"
     directory.create()
     directory.save("one", **ARRAYS)
-    for patches in (directory.load("one")["patches"], read_bank(path, 4)[0], [patch for _, patch in read_transferred(path)]):
+    for patches in (directory.load("one")["patches"], read_bank(path, 4)[0], [patch for _, patch in read_transferred([path])]):
         np.testing.assert_array_equal(patches, PATCHES)
     path.write_bytes(damage(path.read_bytes()))
     assert directory.load("one") is directory.load("two") is None
     with pytest.raises(UserError, match=r"one\.npz: not a bank"):
         read_bank(path, 4)
     with pytest.raises(UserError, match=r"one\.npz: cannot be read"):
-        read_transferred(path)
+        read_transferred([path])
 
 
 @pytest.mark.parametrize("content", [REPORT[:-1], b"", b"[]", b'{"headline": {}}', b"\xff\xfe"])
@@ -105,3 +105,10 @@ def test_foreign_patches_come_from_one_finished_evaluation(tmp_path):
 def test_reports_go_beside_the_weights(tmp_path, name, stem):
     assert report_path(tmp_path / name, quick=False) == tmp_path / f"{stem}_evaluation"
     assert report_path(tmp_path / name, quick=True) == tmp_path / f"{stem}_quick_evaluation"
+
+
+def test_patches_of_several_networks_have_names_of_their_own(tmp_path):
+    path = tmp_path / "universal_patches.npz"
+    np.savez(path, **ARRAYS)
+    names = [name for name, _ in read_transferred([path])]
+    assert [name for name, _ in read_transferred([path, path])] == [f"{number}-{name}" for number in (1, 2) for name in names]

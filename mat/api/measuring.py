@@ -30,7 +30,7 @@ def evaluate(
     output: Path | None = None,
     resume: bool = False,
     bank: Path | None = None,
-    patches_from: Path | None = None,
+    patches_from: Path | Sequence[Path] = (),
     patches: Sequence[Path] = (),
     **keys: Any,
 ) -> Report:
@@ -43,9 +43,9 @@ def evaluate(
             8 bits; labels integers [N] or one-hot. By default the data of the run.
         quick: a first look: white-box only, one start and step size, few iterations.
         output: where the report is written; None for a temporary directory, of which only what is returned stays.
-        resume: continue an interrupted evaluation in `output`.
+        resume: continue an interrupted evaluation in `output`, or score more patches in a finished one.
         bank: `patches.npz` to start attacks from.
-        patches_from: directory of an evaluation of another model, whose patches are tried too.
+        patches_from: directory or directories of evaluations of other models, whose patches are tried too.
         patches: files of patches that are tried too: PNG, `.npz` of this program, `.npy` [R, h, w, 3].
         keys: keys of the config's section `evaluation`, such as `iterations=100`, and others, such as `patch_shape=(24, 24, 3)` (by default
             3/8 of the image's side), `input_range="0..255"`, `logits=False` or `seed=1`.
@@ -68,7 +68,7 @@ def evaluate(
     given: dict[str, Any] = {
         "sure_of_range": "input_range" in keys,
         "bank": bank,
-        "patches_from": patches_from,
+        "patches_from": [patches_from] if isinstance(patches_from, (str, os.PathLike)) else patches_from,
         "patches": patches,
         "resume": resume,
     }

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,13 +31,20 @@ def find_transferred(run: str | os.PathLike[str], *, exclude: str | os.PathLike[
     return found[0] / FITTED_PATCHES_FILE
 
 
-def read_transferred(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
-    """The (name, patch float32 [h, w, 3] in [0, 1]) that an evaluation fitted, from its `universal_patches.npz`."""
-    try:
-        patches, names = read_labeled(path, "names")
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error}). Evaluate that network again") from None
-    return list(zip(names.tolist(), patches, strict=True))
+def read_transferred(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, np.ndarray]]:
+    """The (name, patch float32 [h, w, 3] in [0, 1]) that evaluations fitted, from their `universal_patches.npz`.
+
+    Names of several files begin with the file's number: `2-white_box-target3-grey-step0.02-0`.
+    """
+    transferred: list[tuple[str, np.ndarray]] = []
+    for number, path in enumerate(paths, start=1):
+        try:
+            patches, names = read_labeled(path, "names")
+        except ValueError as error:
+            raise UserError(f"{path}: cannot be read ({error}). Evaluate that network again") from None
+        prefix = f"{number}-" if len(paths) > 1 else ""
+        transferred += [(f"{prefix}{name}", patch) for name, patch in zip(names.tolist(), patches, strict=True)]
+    return transferred
 
 
 def read_bank(path: str | os.PathLike[str], n_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ from mat.robustness.pictures import report_pictures
 from mat.robustness.plan import CURVE_PATCHES, EvaluationPlan, curve_specs, make_plan
 from mat.robustness.report import examples_csv, headline_text, make_report
 from mat.robustness.score import Scores, check_finite, control_patches, position_gradients, score_patches, vanishing_gradients
-from mat.robustness.store import FITTED_PATCHES_FILE, REPORT_FILE, ReportDirectory, read_report
+from mat.robustness.store import FITTED_PATCHES_FILE, MORE_PATCHES, REPORT_FILE, ReportDirectory, read_report
 from mat.robustness.tables import report_markdown
 from mat.robustness.universal import Images, UniversalAttacks, load_images
 
@@ -53,7 +53,7 @@ def measure_robustness(
     *,
     weights: Path | None,
     bank: Path | None = None,
-    patches_from: Path | None = None,
+    patches_from: Sequence[Path] = (),
     patches: Sequence[Path] = (),
     resume: bool = False,
     numbered: bool = False,
@@ -65,25 +65,25 @@ def measure_robustness(
         splits: training and validation records.
         weights: the file that the model's weights came from; None where they came from none.
         bank: a `patches.npz` to start attacks from.
-        patches_from: directory of an evaluation of another network, whose patches are tried on this one.
+        patches_from: directories of evaluations of other networks, whose patches are tried on this one.
         patches: files of patches that are tried too; see `given.read_given`.
-        resume: continue the evaluation in the directory. A finished report counts if protocol, data, weights, bank, foreign and given
-            patches, and the versions of this program and of TensorFlow are the same.
+        resume: continue the evaluation in the directory, which must be of the same protocol, data, weights and bank, and the same versions of
+            this program and of TensorFlow. A finished one ends at once, or scores what `patches_from` and `patches` have in addition.
         numbered: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
 
     Raises:
         UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
-    foreign = find_transferred(patches_from, exclude=directory) if patches_from else None
-    transferred, (given, told) = read_transferred(foreign) if foreign else [], read_given(patches, config.patch_shape)
+    foreign = [find_transferred(run, exclude=directory) for run in patches_from]
+    transferred, (given, told) = read_transferred(foreign), read_given(patches, config.patch_shape)
     plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
     files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}
     subject, protocol = _subject(config, model, splits, files), config.to_values()["evaluation"]
     fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
     results = ReportDirectory(directory, subject | fixed, resume=resume, numbered=numbered)
     title, report = "This evaluation was finished before", read_report(results.path)
-    if report:
+    if report and all(report["subject"].get(key) == subject[key] for key in MORE_PATCHES):
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
     else:
         title, started = "Evaluated", time.monotonic()
@@ -113,9 +113,10 @@ def _subject(config: PatchTrainingConfig, model: keras.Model, splits: tuple[Reco
     blobs = {f"{name}_git_blob": _of_each(git_blob, path) for name, path in files.items()}
     if not files["weights"]:
         blobs["weights_sha256"] = hashlib.sha256(b"".join(array.tobytes() for array in model.get_weights())).hexdigest()
-    theirs = (read_report(foreign.parent) or {"subject": {}})["subject"] if foreign else {}
-    if any(name.startswith("weights") and value and value == theirs.get(name) for name, value in blobs.items()):
-        raise UserError(f"{foreign}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
+    for file in foreign:
+        theirs = (read_report(file.parent) or {"subject": {}})["subject"]
+        if any(name.startswith("weights") and value and value == theirs.get(name) for name, value in blobs.items()):
+            raise UserError(f"{file}: these patches were fitted on the very weights to be evaluated. Give --patches-from another network's")
     computing = {"precision_overrides": precision_overrides(config.precision), "mat": __version__, "tensorflow": tf.__version__}
     return {key: values[key] for key in SUBJECT_KEYS} | blobs | {"data_sha256": fingerprint(splits)} | computing
 

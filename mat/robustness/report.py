@@ -41,7 +41,7 @@ def make_report(scores: Scores, *, protocol: EvaluationConfig, subject: dict, cl
     accuracies = [row["accuracy"] for row in rows["grid"]]
     statistics: dict[str, Callable] = {"mean": np.mean, "standard_deviation": np.std, "highest": np.max, "lowest": np.min}
     report = {
-        "schema_version": 3,
+        "schema_version": 4,
         "headline": {
             "clean": clean,
             "robust": {key: worst[key] for key in (*clean, "name", "attack")},

@@ -24,6 +24,7 @@ FITTED_PATCHES_FILE = "universal_patches.npz"
 EVALUATION_SUFFIX = "_evaluation"
 _PROTOCOL_FILE = "protocol.json"
 _REMEDY = "Choose another --output"
+MORE_PATCHES = ("patches_from_git_blob", "patches_git_blob")  # of the protocol: what is only scored, so that more may be added
 
 
 def report_path(weights: str | os.PathLike[str], *, quick: bool) -> pathlib.Path:
@@ -62,7 +63,7 @@ class ReportDirectory:
 
     Args:
         path: may exist if it is empty, but for logs.
-        protocol: all that the results depend on, plain values.
+        protocol: all that the results depend on, plain values. Files of `MORE_PATCHES` may be more than the directory's.
         numbered: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
 
     Raises:
@@ -94,7 +95,7 @@ class ReportDirectory:
             raise UserError(f"{self.path}: holds no evaluation to continue ({_PROTOCOL_FILE}). {_REMEDY}")
         for key in saved | self._protocol:
             then, now = saved.get(key), self._protocol.get(key)
-            if then != now:
+            if then != now and not (key in MORE_PATCHES and set(then or ()) <= set(now or ())):
                 difference = f"the evaluation in it has {key}: {single_line(str(then))}, and this one has {key}: {single_line(str(now))}"
                 raise UserError(f"{self.path}: {difference}. Give what it was begun with, or choose another --output")
 
