@@ -10,6 +10,7 @@ from mat.cli.errors import UserError
 from mat.data.convert import convert, main
 from mat.data.metadata import read_metadata
 from mat.data.records import BOX, FORMAT, IMAGE, LABEL, SPLITS, WNID
+from mat.data.splits import class_names, fingerprint, read_splits
 from mat.data.tiny_imagenet import load_dataset
 from tests.test_archives import FILES, PIXELS, archive, folder
 
@@ -127,3 +128,113 @@ def test_wrong_usage(arguments):
     with pytest.raises(SystemExit) as usage:
         main(arguments.split())
     assert usage.value.code == 2
+
+
+CHOSEN = ["n02", "n01"]  # neither the source's order nor all of its classes
+
+
+def only(official, wnids):
+    """The files of `official` that are of these classes, and their list."""
+    annotations = [line for line in official["val/val_annotations.txt"].decode().splitlines(keepends=True) if line.split("\t")[1] in wnids]
+    images = {f"val/images/{line.partition(chr(9))[0]}" for line in annotations}
+    files = {
+        name: content
+        for name, content in official.items()
+        if name in images or name.split("/")[1:2] in [[wnid] for wnid in wnids] or not name.startswith(("train/", "val/images/"))
+    }
+    return files | {"wnids.txt": "".join(f"{wnid}\n" for wnid in wnids).encode(), "val/val_annotations.txt": "".join(annotations).encode()}
+
+
+def assert_same_records(out, other):
+    for name in ("train.tfrecord", "validation.tfrecord", "wnids.txt"):
+        assert (out / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("listed", ["n02\nn01\n", "Two\r\n\r\n N01 \r\n", None])
+def test_chosen_classes_give_the_records_of_a_source_that_has_no_others(official, tmp_path, capsys, listed):
+    (tmp_path / "classes.txt").write_text(listed or "")
+    classes = "two,one" if listed is None else str(tmp_path / "classes.txt")
+    source, out = folder(tmp_path / "source", official), tmp_path / "out"
+    assert main([str(source), str(out), "--seed", "3", "--classes", classes]) == 0
+    convert(archive(tmp_path / "a.zip", only(official, CHOSEN)), tmp_path / "other", seed=3)
+    assert_same_records(out, tmp_path / "other")
+    assert (out / "words.txt").read_bytes() == official["words.txt"]
+    splits = [read_splits("tiny_imagenet", data_dir, n_classes=2) for data_dir in (out, tmp_path / "other")]
+    assert fingerprint(splits[0]) == fingerprint(splits[1])
+    assert class_names(out, 2) == ["two", "one"]
+    assert not (out / "test.tfrecord").exists()
+    metadata = read_metadata(out)
+    assert (metadata.classes, metadata.images) == (CHOSEN, {"train": 8, "validation": 4})
+    assert metadata.layout == "Tiny ImageNet in its official layout, 2 of its 3 classes"
+    assert f"{metadata.layout}: 2 classes (n02, n01)\n{out}: 8 train, 4 validation images\n" in capsys.readouterr().out
+
+
+def test_chosen_classes_of_an_archive_that_is_fetched(official, tmp_path, server):
+    address, state = server
+    state["content"] = archive(tmp_path / "a.zip", official).read_bytes()
+    assert main(["--download", "--url", address, str(tmp_path / "out"), "--classes", "n02,n01"]) == 0
+    convert(archive(tmp_path / "b.zip", only(official, CHOSEN)), tmp_path / "other")
+    assert_same_records(tmp_path / "out", tmp_path / "other")
+
+
+WORDS = {"words.txt": b"n01\tcrane, bird\nn02\tcrane, machine\nn03\tn01\n"}
+WRONG_CLASSES = {
+    "neither": ("tow,three,fuor", "--classes: tow (and 1 more): neither a file nor a class of SOURCE. The nearest are: two; one; three."),
+    "synonym": ("one,three,drei", "--classes: drei: neither a file nor a class of SOURCE"),
+    "twice": ("n02,n03,two", "--classes names the class n02 twice, the second time as two. Remove one"),
+    "one": ("two", "--classes: a classifier needs two classes or more. Received: n02"),
+    "none": (" , ", "--classes names no class. Give a text file with a class a line, or NAME,NAME,... Received: ' , '"),
+    "empty": ("", "the path '' is empty. Write it out"),
+    "empty file": ("EMPTY", "--classes names no class. Give a text file with a class a line"),
+    "no text": ("BINARY", "BINARY: cannot be read (--classes): 'utf-8' codec can't decode byte 0xff"),
+}
+
+
+@pytest.mark.parametrize(("classes", "words"), WRONG_CLASSES.values(), ids=WRONG_CLASSES)
+def test_classes_that_are_not_told_apart_or_not_there_are_refused(official, tmp_path, monkeypatch, capsys, classes, words):
+    monkeypatch.chdir(folder(tmp_path, {"EMPTY": b"\n \n", "BINARY": b"n02\n\xff\n"}))
+    folder(tmp_path / "SOURCE", official)
+    assert main(["SOURCE", "out", "--classes", classes]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"mat.data.convert: {words}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_of_several_classes_is_refused_and_a_class_s_own_name_counts_first(official, tmp_path):
+    source = folder(tmp_path / "source", official | WORDS)
+    with pytest.raises(UserError, match="--classes: crane means several classes of .*source. Give one of n01, n02 instead"):
+        convert(source, tmp_path / "out", classes=["n03", "crane"])
+    convert(source, tmp_path / "out", classes=["n01", "n03"])
+    assert read_metadata(tmp_path / "out").classes == ["n01", "n03"]
+
+
+def test_chosen_classes_without_validation_images_are_refused(official, tmp_path):
+    annotations = b"".join(line for line in official["val/val_annotations.txt"].splitlines(keepends=True) if b"n03" in line)
+    images = {name: content for name, content in official.items() if not name.startswith("val/images/") or name[-6:-5] in "01"}
+    with pytest.raises(UserError, match="no validation image is of the classes of --classes. Choose others, or add images"):
+        convert(folder(tmp_path / "source", images | {"val/val_annotations.txt": annotations}), tmp_path / "out", classes=CHOSEN)
+
+
+@pytest.mark.parametrize("place", ["{}/{}.jpg", "train/{}/{}.jpg"])
+def test_chosen_class_folders_give_the_records_of_a_source_that_has_no_others(tmp_path, capsys, place):
+    names = ["eel", "sea lion, bull", "ant", "cat"]
+    files = {place.format(name, i): jpeg(60 * label + i) for label, name in enumerate(names) for i in range(4)}
+    if place.startswith("train"):
+        files |= {f"val/{name}/1.jpg": jpeg(60 * label + 10) for label, name in enumerate(names)}
+    chosen = [names[1], names[0]]  # not in the order of names
+    listed = "".join(f"{name}\n" for name in chosen).encode()
+    only = {name: content for name, content in files.items() if any(f"{each}/" in name for each in chosen)} | {"wnids.txt": listed}
+    (tmp_path / "classes.txt").write_bytes(listed.upper())
+    source, out = folder(tmp_path / "source", files), tmp_path / "out"
+    assert main([str(source), str(out), "--classes", str(tmp_path / "classes.txt")]) == 0
+    assert "passed over" not in capsys.readouterr().out
+    convert(folder(tmp_path / "other source", only), tmp_path / "other")
+    assert_same_records(out, tmp_path / "other")
+    metadata = read_metadata(out)
+    assert (metadata.classes, metadata.images) == (chosen, {"train": 8 if "val" in str(files) else 6, "validation": 2})
+    assert metadata.layout.endswith("CLASS, 2 of its 4 classes")
+    assert main([str(source), str(tmp_path / "none"), "--classes", ",".join(chosen)]) == 2
+    words = "sea lion (and 1 more): neither a file nor a class of {}. The nearest are: sea lion, bull; eel; "
+    assert words.format(source) in (error := capsys.readouterr().err)
+    assert error.endswith("Names that have commas go into a file, one a line\n")

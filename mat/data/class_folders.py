@@ -3,9 +3,11 @@
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
+from mat.data.class_choice import choose_classes, part_of
 from mat.data.metadata import class_list
 from mat.data.sources import Layout, Source, SourceImage, first, fold
 
@@ -17,7 +19,7 @@ _EXPECTED = "Give a folder or zip with train/CLASS/... and val/CLASS/..., one wi
 _ByClass = dict[str, list[str]]  # the names of the images of each class
 
 
-def class_folder_layout(files: Source, *, seed: int, validation_share: float) -> Layout:
+def class_folder_layout(files: Source, *, seed: int, validation_share: float, names: Sequence[str] | None = None) -> Layout:
     """The classes and the images of `train/CLASS` and `val/CLASS`, or of one folder of classes, of which a share becomes validation.
 
     A class's images may lie in folders below its own. Labels are in the order of `sorted` names of the classes, or in that of a wnids.txt
@@ -27,9 +29,11 @@ def class_folder_layout(files: Source, *, seed: int, validation_share: float) ->
         files: the source; files that are no images are passed over.
         seed: of the order of the training images, and of the choice of validation images, which is made for each class by itself.
         validation_share: of the images of each class that has more than one; at least one image, and not all.
+        names: choose classes, and the order of their labels, see `choose_classes`.
 
     Raises:
-        UserError: there are no such folders, they leave open what is meant, or validation images are of other classes.
+        UserError: there are no such folders, they leave open what is meant, validation images are of other classes, or as of
+            `choose_classes`.
     """
     images = [name for name in files.names() if files.is_image(name)]
     root = _root(files, images)
@@ -54,7 +58,8 @@ def class_folder_layout(files: Source, *, seed: int, validation_share: float) ->
         validation = {name: _share(names, validation_share, seed, len(train_folder)) for name, names in train.items()}
         chosen = {image for images in validation.values() for image in images}
         train = {name: [image for image in names if image not in chosen] for name, names in train.items()}
-    classes = _class_order(files, train)
+    everything = _class_order(files, train)
+    classes = choose_classes(files, everything, names)
     splits = {"train": _labeled(train, classes), "validation": _labeled(validation, classes)}
     if not splits["validation"]:
         raise UserError(f"{files.path}: no image is left to validate on, as no class has two. Add images")
@@ -62,10 +67,12 @@ def class_folder_layout(files: Source, *, seed: int, validation_share: float) ->
     lists = {"wnids.txt": "".join(f"{name}\n" for name in classes).encode()}
     if files.find("words.txt"):
         lists["words.txt"] = files.read("words.txt")
-    read = {image.name for images in splits.values() for image in images} | {files.find(name) for name in lists}
+    read: set[str | None] = {image for by_class in (train, validation) for images in by_class.values() for image in images}
+    read |= {files.find(name) for name in lists}
     shown = " and ".join(f"{folder}CLASS" for folder in (train_folder, validation_folder) if folder is not None)
     share = None if validation_folder else validation_share
-    return Layout(shown, classes, splits, lists, [name for name in files.names() if name not in read], share)
+    others = [name for name in files.names() if name not in read]
+    return Layout(f"{shown}{part_of(classes, everything)}", classes, splits, lists, others, share)
 
 
 def _root(files: Source, images: list[str]) -> str:

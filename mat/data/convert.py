@@ -1,7 +1,7 @@
 """Folder or zip archive of images -> TFRecords: images by class, or Tiny ImageNet in its official layout, as of the original's converter.
 
-python -m mat.data.convert SOURCE DESTINATION [--seed N] [--validation-share SHARE] [--image-size N] [--skip-bad]
-python -m mat.data.convert --download DESTINATION [--seed N]
+python -m mat.data.convert SOURCE DESTINATION [--classes FILE|NAME,...] [--seed N] [--validation-share SHARE] [--image-size N] [--skip-bad]
+python -m mat.data.convert --download DESTINATION [--classes FILE|NAME,...] [--seed N]
 """
 
 import argparse
@@ -24,6 +24,7 @@ from mat.cli.paths import expand_path
 from mat.cli.progress import track
 from mat.cli.signals import raised_signals
 from mat.cli.text import single_line
+from mat.data.class_choice import read_choice
 from mat.data.class_folders import class_folder_layout
 from mat.data.metadata import DATASET_FILE, Metadata
 from mat.data.official import is_official, official_layout
@@ -58,6 +59,7 @@ def convert(
     validation_share: float = VALIDATION_SHARE,
     skip_bad: bool = False,
     image_size: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> dict[str, int]:
     """Write `train.tfrecord`, `validation.tfrecord`, `wnids.txt` and `dataset.json` into a directory, made if missing.
 
@@ -72,13 +74,14 @@ def convert(
         validation_share: how many of the images of a class are chosen, in (0, 1).
         skip_bad: leave out images that cannot be read.
         image_size: the size that configs are to have; by default that of the images where all are square and of one size, else 64.
+        classes: names of the only classes to convert, in the order of their labels, see `choose_classes`; by default all of the source.
 
     Returns:
         The number of records of each split.
 
     Raises:
-        UserError: the source is no such folder or archive, its lists and its images do not agree, images cannot be read (the message has
-            a line for each), or the destination has records already or cannot be written.
+        UserError: the source is no such folder or archive, its lists and its images do not agree, it has no such classes, images cannot be
+            read (the message has a line for each), or the destination has records already or cannot be written.
     """
     from mat.data.records import SPLITS, record_path, staged, write_records  # imports TensorFlow
 
@@ -88,9 +91,9 @@ def convert(
         raise UserError(f"{present[0]}: exists already. Remove it to convert again, or choose another destination")
     files = open_source(source)
     if is_official(files):
-        layout = official_layout(files, seed)
+        layout = official_layout(files, seed=seed, names=classes)
     else:
-        layout = class_folder_layout(files, seed=seed, validation_share=validation_share)
+        layout = class_folder_layout(files, seed=seed, validation_share=validation_share, names=classes)
     outcomes: dict[str, list[_Outcome]] = {}
     try:
         with staged(destination) as stage, warnings.catch_warnings():
@@ -254,6 +257,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=VALIDATION_SHARE,
         help="how many of the images of each class to validate on where the source has no folder for it (default: %(default)s)",
     )
+    meaning = "only these classes, labels in their order: names (wnids, the first names of words.txt, or folders), or a file of one a line"
+    parser.add_argument("--classes", metavar="FILE|NAME[,NAME...]", type=expand_path, help=meaning)
     parser.add_argument("--image-size", metavar="N", type=int, help="height and width for networks (default: the images', or else 64)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     parsed = parser.parse_args(arguments)
@@ -274,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    source = arguments.source
+    source, classes = arguments.source, None if arguments.classes is None else read_choice(arguments.classes)
     if arguments.download:
         source = pathlib.Path(arguments.destination) / ARCHIVE
         official = arguments.url == URL and not arguments.sha256
@@ -283,7 +288,7 @@ def _run(arguments: argparse.Namespace) -> None:
     load_tensorflow()
     options = {name: getattr(arguments, name) for name in ("seed", "validation_share", "skip_bad", "image_size")}
     with raised_signals("Stopped; nothing was written"):
-        counts = convert(source, arguments.destination, **options)
+        counts = convert(source, arguments.destination, classes=classes, **options)
     console.print(f"{arguments.destination}: {', '.join(f'{count:,} {split}' for split, count in counts.items())} images")
 
 

@@ -66,6 +66,12 @@ def class_list(content: bytes) -> list[str]:
     return [line.strip() for line in decode_text(content).splitlines() if line.strip()]
 
 
+def class_words(text: str) -> dict[str, str]:
+    """The first of the names that a words.txt has for each class, by the class's name in wnids.txt."""
+    pairs = (line.split("\t", 1) for line in text.splitlines() if "\t" in line)
+    return {wnid: names.split(",")[0].strip() for wnid, names in pairs}
+
+
 def trained_classes(file: str | os.PathLike) -> list[str]:
     """The names of the classes that the run was trained on which wrote a file, in the order of their labels; none where it left no list."""
     path = pathlib.Path(file).with_name(CLASSES_FILE)

@@ -3,10 +3,11 @@
 import pathlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
+from mat.data.class_choice import choose_classes, part_of
 from mat.data.metadata import class_list
 from mat.data.sources import Layout, Source, SourceImage, by_number, first, fold, has_image_ending
 
@@ -23,14 +24,15 @@ def is_official(files: Source) -> bool:
     return files.find("wnids.txt") is not None and any(fold(name).split("/")[2:3] == ["images"] for name in files.names("train"))
 
 
-def official_layout(files: Source, seed: int) -> Layout:
+def official_layout(files: Source, *, seed: int, names: Sequence[str] | None = None) -> Layout:
     """The classes and the images of each split. A label is the line number of the class in wnids.txt, from 0.
 
     Training images are shuffled once, from `seed`; validation images are in the order of their list, or in that of their numbers,
-    without boxes, where they lie in folders of their classes and the list is missing.
+    without boxes, where they lie in folders of their classes and the list is missing. `names` choose classes, see `choose_classes`: the
+    result is that of a source with these alone, listed in this order, and without test images, as these have no labels.
 
     Raises:
-        UserError: the lists and the images do not agree.
+        UserError: the lists and the images do not agree, or as of `choose_classes`.
     """
     for name in _LISTS:
         files.read_text(name)  # refuses what is no text
@@ -41,23 +43,32 @@ def official_layout(files: Source, seed: int) -> Layout:
     folders = {name.split("/")[1] for name in files.names("train") if name.count("/") > 1}
     if unlisted := sorted(f"train/{folder}" for folder in folders if fold(folder) not in classes):
         raise UserError(f"{files.path}: wnids.txt does not list {first(unlisted)}. Add it, or remove the folder")
-    train: list[SourceImage] = []
+    chosen = choose_classes(files, wnids, names)
+    by_class: dict[str, list[SourceImage]] = {}
     for wnid in wnids:
         present = files.names(f"train/{wnid}/images")
         images = _listed_images(files, f"train/{wnid}/{wnid}_boxes.txt", classes, present, lambda wnid: [f"train/{wnid}/images"], wnid)
-        train += sorted(images, key=lambda image: (by_number(image.name), image.name))
-    random.Random(seed).shuffle(train)
+        by_class[wnid] = sorted(images, key=lambda image: (by_number(image.name), image.name))
     validation = _validation_images(files, classes)
     test = [SourceImage(name) for name in files.names("test/images")]
-    used = {image.name for image in train + validation + test}
-    names = [name for folder in ("train", "val", "test") for name in files.names(folder)]
-    if stray := [name for name in names if has_image_ending(name) and name not in used]:
+    used = {image.name for images in (*by_class.values(), validation, test) for image in images}
+    below = [name for folder in ("train", "val", "test") for name in files.names(folder)]
+    if stray := [name for name in below if has_image_ending(name) and name not in used]:
         where = "train/CLASS/images, val/images or test/images"
         raise UserError(f"{files.path}: {first(stray)} lies where no images are read. Move it into {where}, or remove it")
     read = used | {files.find(name) for name in (*_LISTS, _ANNOTATIONS)}
     others = [name for name in files.names() if name not in read and not fold(name).endswith("_boxes.txt")]
-    splits = {"train": train, "validation": validation, "test": test}
-    return Layout("Tiny ImageNet in its official layout", wnids, splits, {name: files.read(name) for name in _LISTS}, others)
+    labels = {wnid: label for label, wnid in enumerate(chosen)}
+    train = [image._replace(label=label) for wnid, label in labels.items() for image in by_class[wnid]]
+    random.Random(seed).shuffle(train)
+    validation = [image._replace(label=labels[image.class_name]) for image in validation if image.class_name in labels]
+    if not validation:
+        raise UserError(f"{files.path}: no validation image is of the classes of --classes. Choose others, or add images")
+    splits, lists = {"train": train, "validation": validation, "test": test}, {name: files.read(name) for name in _LISTS}
+    if names is not None:
+        del splits["test"]
+        lists["wnids.txt"] = "".join(f"{wnid}\n" for wnid in chosen).encode()
+    return Layout(f"Tiny ImageNet in its official layout{part_of(chosen, wnids)}", chosen, splits, lists, others)
 
 
 def _validation_images(files: Source, classes: _Classes) -> list[SourceImage]:

@@ -13,7 +13,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.text import decode_text, single_line
 from mat.data.demo import make_demo
-from mat.data.metadata import class_list
+from mat.data.metadata import class_list, class_words
 from mat.data.reading import LABELED_SPLITS, Records, read_records
 from mat.data.records import record_path
 from mat.data.tiny_imagenet import CROP_AREA, CROP_ASPECT_RATIO
@@ -60,9 +60,8 @@ def class_names(data_dir: str | os.PathLike, n_classes: int) -> list[str]:
     """The names of the classes in `wnids.txt`, or the first of those that `words.txt` has for them; numbers where there are none."""
     wnids, words = _wnids(data_dir), {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        lines = decode_text((pathlib.Path(data_dir) / "words.txt").read_bytes()).splitlines()
-        words = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    names = [words.get(wnid, "").split(",")[0].strip() or wnid for wnid in wnids[:n_classes]]
+        words = class_words(decode_text((pathlib.Path(data_dir) / "words.txt").read_bytes()))
+    names = [words.get(wnid) or wnid for wnid in wnids[:n_classes]]
     return names + [str(label) for label in range(len(names), n_classes)]
 
 
