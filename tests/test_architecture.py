@@ -14,7 +14,8 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 
 # A part (a package, or a module of the top level) imports from the lines below its own, and from itself.
 LAYERS = [
-    {"api", "tools"},
+    {"tools"},
+    {"api"},
     {"train", "evaluate"},
     {"trainer"},
     {"run"},

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,27 @@ def written_tags(directory: str | os.PathLike) -> list[tuple[str, int]]:
 
     An OSError tells of a file that cannot be read.
     """
+    return sorted((value.tag, epoch) for epoch, value in _values(directory))
+
+
+def read_pictures(directory: str | os.PathLike, tag: str) -> dict[int, bytes]:
+    """The pictures of a tag in the event files of a directory, epoch -> PNG, in rising order; otherwise as `written_tags`."""
+    pictures = {epoch: tf.make_ndarray(value.tensor)[2] for epoch, value in _values(directory) if value.tag == tag}  # [width, height, PNG]
+    return dict(sorted(pictures.items()))
+
+
+def read_scalars(directory: str | os.PathLike, tag: str) -> dict[int, float]:
+    """The scalars of a tag in the event files of a directory, by epoch or step, in rising order; otherwise as `written_tags`."""
+    return dict(sorted((epoch, float(tf.make_ndarray(value.tensor))) for epoch, value in _values(directory) if value.tag == tag))
+
+
+def _values(directory: str | os.PathLike) -> Iterator[tuple[int, Any]]:
+    """(epoch, summary value) of every value that can be read, file by file."""
     paths = sorted(pathlib.Path(directory).glob("*tfevents*"))
     for path in paths:
         with open(path, "rb"):  # a file that cannot be opened is an error that `ignore_errors` would ignore for ever
             pass
-    records = [record.numpy() for path in paths for record in tf.data.TFRecordDataset(str(path)).ignore_errors()]
-    events = [tf.compat.v1.Event.FromString(record) for record in records]
-    return sorted((value.tag, event.step) for event in events for value in event.summary.value)
+    for path in paths:
+        for record in tf.data.TFRecordDataset(str(path)).ignore_errors():
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            yield from ((event.step, value) for value in event.summary.value)

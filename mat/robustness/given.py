@@ -21,7 +21,7 @@ _NUMPY_MAGIC = b"\x93NUMPY"
 _KINDS = "Give a PNG or another picture, an .npz of this program, or an .npy [R, h, w, 3] in [0, 1] or uint8"
 
 
-def read_given(paths: Sequence[str | os.PathLike[str]], patch_shape: Shape) -> tuple[NamedPatches, str]:
+def read_given(paths: Sequence[str | os.PathLike[str]], patch_shape: Shape, *, option: str = "--patches") -> tuple[NamedPatches, str]:
     """Read patches and bring them to one size.
 
     A picture of pixels that were enlarged is taken back to these pixels exactly; others are shrunk with anti-aliasing or enlarged, bicubic.
@@ -29,6 +29,7 @@ def read_given(paths: Sequence[str | os.PathLike[str]], patch_shape: Shape) -> t
     Args:
         paths: pictures; `.npz` files of a bank or of an evaluation; `.npy` files [R, h, w, 3] or [h, w, 3], float in [0, 1] or uint8.
         patch_shape: (h, w, 3) of the evaluation.
+        option: of the command that names the files, for messages.
 
     Returns:
         Names, all different, with patches float32 [h, w, 3] in [0, 1], and a line on what was done with them.
@@ -46,11 +47,11 @@ def read_given(paths: Sequence[str | os.PathLike[str]], patch_shape: Shape) -> t
             found, origin = _read(path)
         except OSError as error:
             remedy = "Name the files in it, as in DIR/*.png" if path.is_dir() else _KINDS
-            raise UserError(f"{path}: cannot be read (--patches): {error.strerror or error}. {remedy}") from None
+            raise UserError(f"{path}: cannot be read ({option}): {error.strerror or error}. {remedy}") from None
         except (ValueError, MemoryError) as error:  # the second of an array that is larger than the machine's memory, if only by its header
-            raise UserError(f"{path}: no patches (--patches): {single_line(str(error))}. {_KINDS}") from None
+            raise UserError(f"{path}: no patches ({option}): {single_line(str(error))}. {_KINDS}") from None
         for name, patch in found:
-            fitted, way = _bring_to_size(patch, patch_shape, path)
+            fitted, way = _bring_to_size(patch, patch_shape, f"{path}: of {_size(patch)} pixels ({option})")
             ways[f"of {_size(patch)}{origin}{way}"] += 1
             names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
             patches[next(candidate for candidate in names if candidate not in patches)] = fitted
@@ -86,14 +87,14 @@ def _checked(array: np.ndarray) -> np.ndarray:
     return unit_floats(patches)
 
 
-def _bring_to_size(patch: np.ndarray, patch_shape: Shape, path: pathlib.Path) -> tuple[np.ndarray, str]:
-    """A patch at the size of the evaluation, and what was done to it, in words; `path` is for messages."""
+def _bring_to_size(patch: np.ndarray, patch_shape: Shape, which: str) -> tuple[np.ndarray, str]:
+    """A patch at the size of the evaluation, and what was done to it, in words; `which` is for messages."""
     (height, width, _), (new_height, new_width, _) = patch.shape, patch_shape
     if patch.shape == patch_shape:
         return patch, ""
     if 2 * abs(height * new_width - width * new_height) > max(new_height, new_width):  # more than rounding of the sides makes
         raise UserError(
-            f"{path}: of {height}x{width} pixels (--patches), which are not the proportions of patch_shape: {list(patch_shape)}. Crop it "
+            f"{which}, which are not the proportions of patch_shape: {list(patch_shape)}. Crop it "
             f"to {new_height}:{new_width}, height to width, or set patch_shape"
         )
     if height >= new_height:

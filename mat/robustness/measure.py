@@ -67,8 +67,8 @@ def measure_robustness(
         bank: a `patches.npz` to start attacks from.
         patches_from: directories of evaluations of other networks, whose patches are tried on this one.
         patches: files of patches that are tried too; see `given.read_given`.
-        resume: continue the evaluation in the directory, which must be of the same protocol, data, weights and bank, and the same versions of
-            this program and of TensorFlow. A finished one ends at once, or scores what `patches_from` and `patches` have in addition.
+        resume: continue the evaluation in the directory, which must be of the same protocol, data, weights, bank and versions of this
+            program and TensorFlow. A finished one ends at once, or scores what `patches_from` and `patches` have in addition.
         numbered: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
 
     Raises:

@@ -1,6 +1,5 @@
 """Pictures of an evaluation, drawn with matplotlib (the extra `plots`)."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from mat.patch import apply_patches
+from mat.robustness.figures import BLUE, RED, cut, gallery, picture_style, png
 from mat.robustness.score import Scores
 
 _N_PATCHES, _N_EXAMPLES = 12, 10
-_BLUE, _RED = "#2a6fbb", "#c0392b"
 _LONGEST_NAME = 16  # characters of a name over a small picture
 
 
@@ -21,17 +20,11 @@ def report_pictures(scores: Scores, report: dict, class_names: Sequence[str]) ->
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
-
-    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
-    with matplotlib.rc_context(style):
+    with picture_style():
         figures = {"patches.png": _patches(scores, report), "examples.png": _examples(scores, report, class_names)}
         if report["curves"]["iterations"]:
             figures["curves.png"] = _curves(report)
-        files = {name: io.BytesIO() for name in figures}
-        for name, file in files.items():
-            figures[name].savefig(file, format="png", dpi=120, metadata={"Software": None})
-    return {name: file.getvalue() for name, file in files.items()}
+        return {name: png(figure) for name, figure in figures.items()}
 
 
 def _patches(scores: Scores, report: dict) -> Any:
@@ -43,9 +36,9 @@ def _patches(scores: Scores, report: dict) -> Any:
             goal = "untargeted" if row["target"] is None else f"to {row['target_name']}"
             title = goal if row["attack"] == "white_box" else f"{goal}\nwithout gradients"
         else:
-            title = f"given\n{_cut(row['name'].removeprefix('given-'))}"
+            title = f"given\n{cut(row['name'].removeprefix('given-'), _LONGEST_NAME)}"
         panels.append((patches[row["name"]], f"{title}\naccuracy {row['accuracy']:.1%}", "black"))
-    return _gallery(panels, n_columns=min(4, len(panels)), width=1.9, height=2.2)
+    return gallery(panels, n_columns=min(4, len(panels)), width=1.9, height=2.2)
 
 
 def _examples(scores: Scores, report: dict, class_names: Sequence[str]) -> Any:
@@ -56,32 +49,12 @@ def _examples(scores: Scores, report: dict, class_names: Sequence[str]) -> Any:
     order = np.argsort(np.where(right, still_right, 2), kind="stable")[:_N_EXAMPLES]
     images = tf.gather(scores.images, order)
     patched = apply_patches(images, np.repeat(worst.patch[np.newaxis], len(order), axis=0), scores.offsets[order])
-    names = list(map(_cut, class_names))
+    names = [cut(name, _LONGEST_NAME) for name in class_names]
     panels = [(image, names[scores.labels[i]], "black") for image, i in zip(images, order, strict=True)]
     for image, i in zip(patched, order, strict=True):
-        panels.append((image, f"seen as\n{names[worst.predictions[i]]}", _BLUE if still_right[i] else _RED))
+        panels.append((image, f"seen as\n{names[worst.predictions[i]]}", BLUE if still_right[i] else RED))
     title = f"True classes, and what the network saw under {worst.name}"
-    return _gallery(panels, n_columns=len(order), width=1.25, height=1.6, title=title)
-
-
-def _cut(name: str) -> str:
-    """A name that is short enough for a small picture."""
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-
-
-def _gallery(panels: list[tuple], *, n_columns: int, width: float, height: float, title: str = "") -> Any:
-    """Images in rows: (image float [H, W, 3] in [0, 1], title, color of the title); `width` and `height` of each in inches."""
-    from matplotlib.figure import Figure
-
-    n_rows = -(-len(panels) // n_columns)
-    figure = Figure(figsize=(width * n_columns, height * n_rows))
-    figure.suptitle(title, fontsize=9)
-    for axes in figure.subplots(n_rows, n_columns, squeeze=False).flat:
-        axes.set_axis_off()
-    for axes, (image, text, color) in zip(figure.axes, panels, strict=False):
-        axes.imshow(image, vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(text, fontsize=8, parse_math=False, color=color)
-    return figure
+    return gallery(panels, n_columns=len(order), width=1.25, height=1.6, title=title)
 
 
 def _curves(report: dict) -> Any:
@@ -93,8 +66,8 @@ def _curves(report: dict) -> Any:
     for axes, points in zip((left, right), report["curves"].values(), strict=True):
         x = [point.get("iterations") or np.prod(point["patch_shape"][:2]) for point in points]
         worst, low, high, mean = (np.array([point[key] for point in points]) for key in ("accuracy", "low", "high", "mean"))
-        axes.errorbar(x, worst, [worst - low, high - worst], marker="o", capsize=3, color=_RED, label="worst patch, 95 % interval")
-        axes.plot(x, mean, marker=".", linestyle="--", color=_BLUE, label="mean of the patches")
+        axes.errorbar(x, worst, [worst - low, high - worst], marker="o", capsize=3, color=RED, label="worst patch, 95 % interval")
+        axes.plot(x, mean, marker=".", linestyle="--", color=BLUE, label="mean of the patches")
         axes.axhline(report["headline"]["clean"]["accuracy"], color="grey", linewidth=1, linestyle=":", label="clean")
     ticks = [point["iterations"] for point in report["curves"]["iterations"]]
     left.set(xlabel="iterations", ylabel="accuracy", ylim=(0, 1))
