@@ -206,6 +206,19 @@ def test_an_evaluation_goes_on_with_the_same_given_patches_only(run, tmp_path):
     assert fitted == {path: path.stat().st_mtime_ns for path in (directory / "restarts").iterdir()}
 
 
+def test_attacks_and_curves_can_be_added_later(run):
+    report, directory = run(FAST)
+    fitted = {path: path.stat().st_mtime_ns for path in (directory / "restarts").iterdir()}
+    whole = FAST.replace(attacks=("white_box", "gradient_free"), curves=True)
+    grown, _ = run(whole, directory, resume=True)
+    assert fitted.items() < {path: path.stat().st_mtime_ns for path in (directory / "restarts").iterdir()}.items()
+    at_once, _ = run(whole)
+    assert {key: value for key, value in grown.items() if key != "run"} == {key: value for key, value in at_once.items() if key != "run"}
+    assert grown["curves"]["iterations"] and not report["curves"]["iterations"]
+    with pytest.raises(UserError, match="the evaluation in it has evaluation.attacks: "):  # which would leave out what was tried
+        run(FAST, directory, resume=True)
+
+
 def test_attacks_start_from_the_bank_and_foreign_patches_are_tried(run, whole, tmp_path):
     patches = np.stack([np.full((6, 6, 3), value, np.float32) for value in np.arange(10) / 10])
     np.savez(tmp_path / "patches.npz", patches=patches, targets=np.arange(10))

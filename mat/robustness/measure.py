@@ -34,7 +34,7 @@ from mat.robustness.pictures import report_pictures
 from mat.robustness.plan import CURVE_PATCHES, EvaluationPlan, curve_specs, make_plan
 from mat.robustness.report import examples_csv, headline_text, make_report
 from mat.robustness.score import Scores, check_finite, control_patches, position_gradients, score_patches, vanishing_gradients
-from mat.robustness.store import FITTED_PATCHES_FILE, MORE_PATCHES, REPORT_FILE, ReportDirectory, read_report
+from mat.robustness.store import FITTED_PATCHES_FILE, REPORT_FILE, ReportDirectory, read_report
 from mat.robustness.tables import report_markdown
 from mat.robustness.universal import Images, UniversalAttacks, load_images
 
@@ -68,7 +68,7 @@ def measure_robustness(
         patches_from: directories of evaluations of other networks, whose patches are tried on this one.
         patches: files of patches that are tried too; see `given.read_given`.
         resume: continue the evaluation in the directory, which must be of the same protocol, data, weights, bank and versions of this
-            program and TensorFlow. A finished one ends at once, or scores what `patches_from` and `patches` have in addition.
+            program and TensorFlow. A finished one ends at once, or adds attacks, curves and patches that it has not.
         numbered: where another evaluation is in the directory, write into a numbered one beside it instead of refusing.
 
     Raises:
@@ -82,8 +82,8 @@ def measure_robustness(
     subject, protocol = _subject(config, model, splits, files), config.to_values()["evaluation"]
     fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
     results = ReportDirectory(directory, subject | fixed, resume=resume, numbered=numbered)
-    title, report = "This evaluation was finished before", read_report(results.path)
-    if report and all(report["subject"].get(key) == subject[key] for key in MORE_PATCHES):
+    title, report = "This evaluation was finished before", results.finished_report()
+    if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
     else:
         title, started = "Evaluated", time.monotonic()

@@ -24,7 +24,8 @@ FITTED_PATCHES_FILE = "universal_patches.npz"
 EVALUATION_SUFFIX = "_evaluation"
 _PROTOCOL_FILE = "protocol.json"
 _REMEDY = "Choose another --output"
-MORE_PATCHES = ("patches_from_git_blob", "patches_git_blob")  # of the protocol: what is only scored, so that more may be added
+# Of the protocol, what a later call may add to, as the patches that were fitted do not depend on it.
+_MAY_GROW = ("patches_from_git_blob", "patches_git_blob", "evaluation.attacks", "evaluation.curves")
 
 
 def report_path(weights: str | os.PathLike[str], *, quick: bool) -> pathlib.Path:
@@ -63,7 +64,7 @@ class ReportDirectory:
 
     Args:
         path: may exist if it is empty, but for logs.
-        protocol: all that the results depend on, plain values. Files of `MORE_PATCHES` may be more than the directory's.
+        protocol: all that the results depend on, plain values. It may have more attacks and patches than the directory's, and curves.
         numbered: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
 
     Raises:
@@ -95,9 +96,18 @@ class ReportDirectory:
             raise UserError(f"{self.path}: holds no evaluation to continue ({_PROTOCOL_FILE}). {_REMEDY}")
         for key in saved | self._protocol:
             then, now = saved.get(key), self._protocol.get(key)
-            if then != now and not (key in MORE_PATCHES and set(then or ()) <= set(now or ())):
+            if then != now and not (key in _MAY_GROW and _grows(then, now)):
                 difference = f"the evaluation in it has {key}: {single_line(str(then))}, and this one has {key}: {single_line(str(now))}"
                 raise UserError(f"{self.path}: {difference}. Give what it was begun with, or choose another --output")
+
+    def finished_report(self) -> dict | None:
+        """The report of the evaluation in the directory, if it has all that the protocol asks for."""
+        report = read_report(self.path)
+        if report is None:
+            return None
+        subject = report["subject"]
+        done = subject | {f"evaluation.{key}": value for key, value in subject.get("protocol", {}).items()}
+        return report if all(done.get(key) == self._protocol.get(key) for key in _MAY_GROW) else None
 
     def create(self) -> None:
         """Make the directory, with the protocol in it."""
@@ -119,3 +129,10 @@ class ReportDirectory:
             return read_arrays(self.path / "restarts" / f"{name}.npz")
         except ValueError:
             return None
+
+
+def _grows(then: list | bool | None, now: list | bool | None) -> bool:
+    """Whether a list has all that it had, or a switch is on that was off."""
+    if isinstance(then, bool) or isinstance(now, bool):
+        return not then
+    return set(then or ()) <= set(now or ())
