@@ -158,6 +158,9 @@ class PatchTrainingConfig(Section):
     )
     jit_compile: YesNo | Literal["auto"] = key("auto", "compile the step with XLA: auto (on GPUs), true, false")
     deterministic: YesNo = key(True, "identical weights in every run of one config on one machine; false may be faster on GPUs")
+    log_every_steps: Changeable[int | None] = key(
+        None, "steps between TensorBoard's loss and accuracy of single steps; null gives a run about 1,000 of them", ge=1
+    )
 
     def _check(self) -> None:
         check_result_path("base_result_dir", self.base_result_dir)
@@ -254,10 +257,11 @@ class PatchTrainingConfig(Section):
         config = cls(**add_metadata(values, cls.model_fields["data_dir"].default))
         return config.replace(unique_name=expand_unique_name(config.unique_name, config.to_values(), resume=resume))
 
-    def to_yaml(self, path: str | os.PathLike) -> None:
-        """Write the config to `path`, every key with its value; `from_yaml` reads the same config back."""
+    def to_yaml(self, path: str | os.PathLike, *, comment: str = "") -> None:
+        """Write the config to `path`, below a `comment` of one line, every key with its value; `from_yaml` reads the same config back."""
         values = self.to_values() | {"unique_name": literal_name(self.unique_name)}
-        replace_file(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        head = f"# {comment}\n" if comment else ""
+        replace_file(path, (head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode())
 
     def without_patches(self) -> Self:
         """The config of the plain baseline: the same but for the patches, beside this run's result directory."""

@@ -24,6 +24,8 @@ from mat.results.run_directory import ResultDirectory
 from mat.seeds import stream_seed
 from mat.step import TrainingStep
 
+_STEPS_LOGGED = 1000  # of a run, unless log_every_steps says otherwise
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun:
@@ -43,6 +45,16 @@ class TrainingRun:
     def steps_per_epoch(self) -> int:
         """Steps of one pass over the training images; the last ones that do not fill a batch are left out."""
         return len(self.train_records.labels) // self.config.batch_size
+
+    @property
+    def log_every_steps(self) -> int:
+        """Steps from one to the next whose loss and accuracy go to TensorBoard."""
+        return self.config.log_every_steps or max(1, round(self.config.n_epochs * self.steps_per_epoch / _STEPS_LOGGED))
+
+    @property
+    def is_extended_now(self) -> bool:
+        """Whether this process makes the run longer than its newest checkpoint says."""
+        return self.record.restored_n_epochs not in (0, self.config.n_epochs)
 
     @property
     def epoch(self) -> int:
@@ -69,17 +81,21 @@ class TrainingRun:
         return weights + (self.config.checkpoints_to_keep + 1) * self.checkpoint_bytes
 
 
-def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_config: pathlib.Path | None = None) -> TrainingRun:
+def build_run(
+    config: PatchTrainingConfig, *, resume: bool = False, extend: int | None = None, resume_config: pathlib.Path | None = None
+) -> TrainingRun:
     """Read and check all that a run needs. Nothing is written, but for the demo's data set where it is missing.
 
     Args:
         config: the run's config.
         resume: continue from the newest usable checkpoint in the result directory, or start afresh where there is none.
+        extend: continue the run in the result directory to so many epochs in total; one that was extended to them already is resumed.
         resume_config: the config file that messages tell the user to resume with; by default that in the result directory.
 
     Raises:
         UserError: the data, the weights or the result directory cannot be used, or do not fit the config.
     """
+    resume = resume or extend is not None
     results = ResultDirectory(
         config.result_dir,
         resume=resume,
@@ -87,7 +103,9 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
         resume_config=resume_config,
         own_network=config.own_network,
     )
-    earlier = read_record(results, config) if resume else None
+    earlier = read_record(results, config, extend=extend) if resume else None
+    if earlier is not None:
+        config = config.replace(n_epochs=extend or earlier["config"]["n_epochs"])
     configure(precision=config.precision, deterministic=config.deterministic)
     with report_device_errors(lambda: memory_advice(config, results)):
         model = create_model(config)
@@ -114,6 +132,8 @@ def build_run(config: PatchTrainingConfig, *, resume: bool = False, resume_confi
         if earlier is not None:
             restore(results, config, state, earlier, (train_records, validation_records))
     run = TrainingRun(config, results, train_records, validation_records, model, bank, step, record, state)
+    if run.is_extended_now:
+        record.extensions.append([-(-int(step.step) // run.steps_per_epoch), record.restored_n_epochs])
     if earlier is not None and run.epoch < config.n_epochs:
         console.print(f"{results.path}: resuming after {run.position}")
     return run

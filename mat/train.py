@@ -1,10 +1,13 @@
 """Command line: train a model with meta adversarial training as a YAML file says."""
 
 import argparse
+import contextlib
 import json
 import pathlib
 import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
@@ -14,12 +17,13 @@ from mat import CallableModule
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_table
 from mat.cli.errors import UserError
+from mat.cli.files import check_writable
 from mat.cli.paths import expand_path, literal_name
 from mat.cli.signals import raised_signals
 from mat.config import PatchTrainingConfig
 
 if TYPE_CHECKING:
-    from mat.trainer import TrainingResult
+    from mat.trainer import Trainer, TrainingResult
 
 _STOPPED = "Stopped before training began; nothing was changed"
 _EXIT_STATUSES = """
@@ -45,34 +49,136 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="replace a key of the config; nested keys as in optimizer.n_iterations=3; may be given several times",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in the result directory from its newest checkpoint")
+    parser.add_argument(
+        "--extend",
+        metavar="N",
+        type=int,
+        help="continue the run in the result directory, finished or not, to N epochs in total; from the next epoch on the learning rate is "
+        "that of a run of N epochs, so it jumps up (docs/resuming.md)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read and check everything, make two steps in memory, print the plan, the time and the memory of the run, and write nothing; "
+        "also with --resume or --extend",
+    )
     return parser.parse_args(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train as the command line says. A faulty config is reported before TensorFlow is imported, which takes seconds."""
-    config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=arguments.resume)
-    if arguments.resume:
+    resume = arguments.resume or arguments.extend is not None
+    config = PatchTrainingConfig.from_yaml(arguments.config, arguments.set, resume=resume)
+    if resume:
         refuse_another_directory(arguments, config)
-    console.print(f"{arguments.config}: training into {config.result_dir}; loading TensorFlow")
+    dry = "dry run of " if arguments.dry_run else ""
+    console.print(f"{arguments.config}: {dry}training into {config.result_dir}; loading TensorFlow")
     with raised_signals(_STOPPED):
         load_tensorflow()
-    train_runs(config, resume=arguments.resume)
+    function = rehearse_runs if arguments.dry_run else train_runs
+    function(config, resume=resume, extend=arguments.extend)
 
 
-def train_runs(config: PatchTrainingConfig, *, resume: bool = False) -> "list[TrainingResult]":
-    """Config -> data, model, bank and step -> loop: the run, and with `plain_baseline` the same without patches, which is compared."""
+def train_runs(config: PatchTrainingConfig, *, resume: bool = False, extend: int | None = None) -> "list[TrainingResult]":
+    """Config -> data, model, bank and step -> loop: the run, and with `plain_baseline` the same without patches, which is compared.
+
+    Args:
+        config: of the run.
+        resume: continue the run in the result directory.
+        extend: continue it to so many epochs in total.
+    """
     with raised_signals(_STOPPED):
-        from mat.run import build_run
-        from mat.trainer import Trainer
-
-        configs = [config, config.without_patches()] if config.plain_baseline else [config]
-        resume_config = config.result_dir / "config.yaml"  # resumes both runs
-        # Both are built, and so checked, before the hours of the first.
-        trainers = [Trainer(build_run(each, resume=resume, resume_config=resume_config)) for each in configs]
+        trainers = build_trainers(config, resume=resume, extend=extend)
     results = [trainer.fit() for trainer in trainers]
     if config.plain_baseline:
         print_comparison({"meta adversarial training": results[0].report, "plain training": results[1].report})
     return results
+
+
+def build_trainers(config: PatchTrainingConfig, *, resume: bool, extend: int | None) -> "list[Trainer]":
+    """The trainers of the run and of its plain baseline: both are built, and so checked, before the hours of the first.
+
+    Raises:
+        UserError: as `build_run`, or the baseline was not extended as the run is.
+    """
+    from mat.run import build_run
+    from mat.trainer import Trainer
+
+    resume_config = config.result_dir / "config.yaml"  # resumes both runs
+    run = build_run(config, resume=resume, extend=extend, resume_config=resume_config)
+    if not config.plain_baseline:
+        return [Trainer(run)]
+    extend = run.config.n_epochs if run.record.extensions else extend
+    plain = build_run(config.without_patches(), resume=resume, extend=extend, resume_config=resume_config)
+    if run.record.extensions != plain.record.extensions:
+        raise UserError(
+            f"plain_baseline: true compares runs of one schedule, and {run.results.path} would be extended after another epoch than "
+            f"{plain.results.path}. Finish both with --resume first, or set plain_baseline: false and extend each by itself"
+        )
+    return [Trainer(run), Trainer(plain)]
+
+
+def rehearse_runs(config: PatchTrainingConfig, *, resume: bool = False, extend: int | None = None) -> None:
+    """Dry run of `train_runs`: all is read, checked and built, two steps are made, and nothing is written.
+
+    Raises:
+        UserError: as `train_runs`.
+        NonFiniteLossError: the loss or a gradient of these steps is NaN or infinite.
+    """
+    with raised_signals(_STOPPED), demo_elsewhere(config) as config:
+        for trainer in build_trainers(config, resume=resume, extend=extend):
+            if trainer.run.epoch < trainer.run.config.n_epochs:
+                rehearse(trainer)
+            else:
+                console.print(f"{trainer.run.results.path}: this run is finished; nothing is left to train")
+    console.print("Nothing was written")
+
+
+@contextlib.contextmanager
+def demo_elsewhere(config: PatchTrainingConfig) -> Iterator[PatchTrainingConfig]:
+    """Within the block the config with the demo's data set in a temporary directory, where it is missing and would be made."""
+    from mat.data.reading import LABELED_SPLITS
+    from mat.data.records import record_path
+
+    if config.dataset != "demo" or all(record_path(config.data_dir, split).exists() for split in LABELED_SPLITS):
+        yield config
+        return
+    check_writable(config.data_dir, "Change data_dir")
+    console.print(f"{config.data_dir}: has no data set yet; the dry run makes it in a temporary directory")
+    with tempfile.TemporaryDirectory() as directory:
+        yield config.replace(data_dir=directory)
+
+
+def rehearse(trainer: "Trainer") -> None:
+    """Print the plan of a run that is not finished, and from two steps and a batch of validation what is left of it will take."""
+    from mat.cli.devices import report_device_errors
+    from mat.results.estimate import print_estimate
+    from mat.robustness.plan import make_plan
+    from mat.run import memory_advice
+
+    run, config, evaluation = trainer.run, trainer.run.config, "none (robust_evaluation: none)"
+    trainer.print_plan()
+    if trainer.protocol is not None:
+        bank = (run.bank.patches.numpy(), run.bank.targets.numpy()) if run.bank and "bank" in trainer.protocol.starts else None
+        plan = make_plan(config.replace(evaluation=trainer.protocol), (run.train_records, run.validation_records), bank=bank)
+        evaluation = f"{config.robust_evaluation}: {plan.cost:,} forward passes of one image, not in the time of the training"
+    batch, validation_batch = next(iter(trainer.batches(run.epoch))), next(iter(trainer.validation_batches))
+
+    def step() -> None:
+        run.step.train_on_batch(*batch)
+        if (failed_step := int(run.step.failed_step)) >= 0:
+            raise trainer.non_finite_error(failed_step, "in this dry run nothing is saved")
+
+    with report_device_errors(lambda: memory_advice(config, run.results)):
+        print_estimate(
+            step=step,
+            validation=lambda: trainer.count_correct(*validation_batch),
+            n_steps=config.n_epochs * run.steps_per_epoch - int(run.step.step),
+            n_validations=config.n_epochs - run.epoch,
+            n_validation_batches=-(-len(run.validation_records.labels) // config.batch_size),
+            batch_size=config.batch_size,
+            evaluation=evaluation,
+        )
 
 
 def refuse_another_directory(arguments: argparse.Namespace, config: PatchTrainingConfig) -> None:

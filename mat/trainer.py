@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
 
@@ -14,10 +13,12 @@ from mat.cli.devices import report_device_errors, use_xla
 from mat.cli.errors import NonFiniteLossError, StoppedError
 from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
+from mat.config import EvaluationConfig
 from mat.data.splits import class_names
 from mat.data.tiny_imagenet import train_dataset, validation_dataset
 from mat.models.prepared import compile_with
 from mat.results.run_directory import BANK_FILE, CONFIG_FILE
+from mat.results.schedule import describe_extensions, learning_rate
 from mat.results.summary import print_plan, print_summary
 from mat.robustness.display import Report
 from mat.robustness.measure import measure_robustness
@@ -49,6 +50,10 @@ class Trainer:
 
     Args:
         run: its parts; their variables are changed in place.
+
+    Attributes:
+        run: as given.
+        validation_batches: all validation images and their labels, in batches.
     """
 
     def __init__(self, run: TrainingRun):
@@ -56,7 +61,7 @@ class Trainer:
         self._stop = StopRequest()
         self._saved_at = 0.0  # when this process last wrote a checkpoint
         config = run.config
-        self._validation_batches = validation_dataset(
+        self.validation_batches = validation_dataset(
             run.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size, cached=True
         )
         self._count_correct = compile_with(run.model, self._count_correct_in_batch, jit_compile=use_xla(config.jit_compile))
@@ -73,7 +78,10 @@ class Trainer:
         first_epoch, started = run.epoch, time.monotonic()
         try:
             with noted_signals() as self._stop, results.opened():
-                config.to_yaml(results.path / CONFIG_FILE)
+                if run.is_extended_now:
+                    self._save()  # before the config: how long a run is, its newest checkpoint says
+                extensions = self._extensions()
+                config.to_yaml(results.path / CONFIG_FILE, comment=f"Extended {extensions}" if extensions else "")
                 results.save_class_names(class_names(config.data_dir, config.n_classes))
                 self._write_log()
                 for row in run.record.rows:  # values that the event files lack
@@ -94,17 +102,28 @@ class Trainer:
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
         return TrainingResult(run.model, results.path, accuracies, report)
 
-    def _train(self) -> None:
-        """Train the epochs that are left."""
-        run, config, n_done = self.run, self.run.config, int(self.run.step.step)
+    def print_plan(self) -> None:
+        """Print what the run will do."""
+        run = self.run
         print_plan(
-            config,
+            run.config,
             (run.train_records, run.validation_records),
             n_parameters=run.model.count_params(),
             steps_per_epoch=run.steps_per_epoch,
-            n_steps_done=n_done,
+            n_steps_done=int(run.step.step),
             n_bytes=run.bytes_to_write,
+            extensions=self._extensions(),
         )
+
+    def _extensions(self) -> str:
+        """How the run was extended, in words."""
+        config = self.run.config
+        return describe_extensions(n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.run.record.extensions)
+
+    def _train(self) -> None:
+        """Train the epochs that are left."""
+        run, config, n_done = self.run, self.run.config, int(self.run.step.step)
+        self.print_plan()
         progress = TrainingProgress(
             n_epochs=config.n_epochs, steps_per_epoch=run.steps_per_epoch, batch_size=config.batch_size, first_step=n_done
         )
@@ -121,30 +140,38 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, progress: TrainingProgress) -> None:
         """One pass over the training images, or what is left of it."""
-        config, step = self.run.config, self.run.step
-        step.optimizer.learning_rate.assign(learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr))
-        n_done, first_of_epoch = int(step.step), epoch * self.run.steps_per_epoch
+        run, step = self.run, self.run.step
+        n_done, first_of_epoch = int(step.step), epoch * run.steps_per_epoch
         if n_done == first_of_epoch:
             step.reset_metrics()
-        batches = train_dataset(
-            self.run.train_records,
+        for done, (images, labels) in enumerate(self.batches(epoch, n_done - first_of_epoch), start=n_done + 1):
+            loss, accuracy = step.train_on_batch(images, labels)
+            if done % run.log_every_steps == 0:
+                self._check_finite()  # nothing is logged of a step that was not made
+                run.results.write_step(done, loss=float(loss), accuracy=float(accuracy))
+            if progress.due(done):
+                self._check_finite()
+                progress.update(done, *step.metrics())
+            if time.monotonic() - self._saved_at >= 60 * run.config.checkpoint_every_minutes:
+                self._save()
+            self._stop_if_asked()
+        self._check_finite()
+
+    def batches(self, epoch: int, first_batch: int = 0) -> tf.data.Dataset:
+        """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's."""
+        run, config = self.run, self.run.config
+        rate = learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=run.record.extensions)
+        run.step.optimizer.learning_rate.assign(rate)
+        return train_dataset(
+            run.train_records,
             batch_size=config.batch_size,
             n_classes=config.n_classes,
             image_size=config.image_size,
             label_smoothing=config.label_smoothing,
             seed=config.seed,
             epoch=epoch,
-            first_batch=n_done - first_of_epoch,
+            first_batch=first_batch,
         )
-        for done, (images, labels) in enumerate(batches, start=n_done + 1):
-            step.train_on_batch(images, labels)
-            if progress.due(done):
-                self._check_finite()
-                progress.update(done, *step.metrics())
-            if time.monotonic() - self._saved_at >= 60 * config.checkpoint_every_minutes:
-                self._save()
-            self._stop_if_asked()
-        self._check_finite()
 
     def _finish_epoch(self, epoch: int, progress: TrainingProgress) -> None:
         """Validate, log and save. The checkpoint comes last: until it is written, a resumed run does all of this again."""
@@ -164,32 +191,41 @@ class Trainer:
     def validate(self) -> float:
         """Clean accuracy on all validation images, in [0, 1]."""
         n_correct = 0
-        for images, labels in self._validation_batches:
-            n_images = images.shape[0]
-            missing = self.run.config.batch_size - n_images  # filled up, so that every batch has one shape and is compiled once
-            images, labels = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), tf.pad(labels, [[0, missing], [0, 0]])
-            n_correct += int(self._count_correct(images, labels, tf.constant(n_images)))
+        for images, labels in self.validation_batches:
+            n_correct += self.count_correct(images, labels)
             self._stop_if_asked()
         return n_correct / len(self.run.validation_records.labels)
+
+    def count_correct(self, images: tf.Tensor, labels: tf.Tensor) -> int:
+        """How many images of a batch of at most `batch_size`, [B, H, W, 3], are classified correctly, by labels [B, n_classes]."""
+        n_images = images.shape[0]
+        missing = self.run.config.batch_size - n_images  # filled up, so that every batch has one shape and is compiled once
+        images, labels = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), tf.pad(labels, [[0, missing], [0, 0]])
+        return int(self._count_correct(images, labels, tf.constant(n_images)))
 
     def _count_correct_in_batch(self, images: tf.Tensor, labels: tf.Tensor, n_images: tf.Tensor) -> tf.Tensor:
         """How many of the first `n_images` images of a batch are classified correctly."""
         correct = is_correct(labels, self.run.model(images, training=False))
         return tf.math.count_nonzero(correct & (tf.range(images.shape[0]) < n_images))
 
+    @property
+    def protocol(self) -> EvaluationConfig | None:
+        """How robustness is evaluated after the last epoch; None where it is not."""
+        config = self.run.config
+        return {"none": None, "quick": config.evaluation.quick(), "full": config.evaluation}[config.robust_evaluation]
+
     def _evaluate(self) -> Report | None:
         """Measure the robust accuracy of the trained model and log it, if that is wanted."""
         self._stop_if_asked()
         run, config, results = self.run, self.run.config, self.run.results
-        last_epoch, quick = config.n_epochs - 1, config.robust_evaluation == "quick"
-        if config.robust_evaluation == "none":
+        last_epoch, quick, protocol = config.n_epochs - 1, config.robust_evaluation == "quick", self.protocol
+        if protocol is None:
             return None
         weights, bank = results.weights_path(last_epoch), results.path / BANK_FILE
         if not weights.exists():
             results.save_weights(run.model, last_epoch)
         if run.bank is not None and not bank.exists():
             results.save_bank(run.bank, last_epoch)
-        protocol = config.evaluation.quick() if quick else config.evaluation
         with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. Continue with: {results.resume_command}"):
             self._stop_if_asked()  # the signal may have come before this block
             report = measure_robustness(
@@ -224,6 +260,7 @@ class Trainer:
     def _save(self) -> str:
         """Write a checkpoint; returns its path prefix."""
         self._check_finite()
+        self.run.results.events.sync()  # a resumed run does not make these steps again
         path = self.run.results.checkpoints.save(self.run.state, n_bytes=self.run.checkpoint_bytes)
         self._saved_at = time.monotonic()
         return path
@@ -237,7 +274,7 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Stop the run if a step was not finite, with the state before that step saved."""
-        failed_step, config = int(self.run.step.failed_step), self.run.config
+        failed_step = int(self.run.step.failed_step)
         if failed_step < 0:
             return
         self.run.step.failed_step.assign(-1)  # in the checkpoint that step is still to come
@@ -245,15 +282,14 @@ class Trainer:
             saved = f"the state before it is saved as {self._save()}"
         except OSError as error:
             saved = f"the state before it cannot be saved ({error.filename}: {error.strerror})"
-        epoch, step = divmod(failed_step, self.run.steps_per_epoch)
-        raise NonFiniteLossError(
+        raise self.non_finite_error(failed_step, saved)
+
+    def non_finite_error(self, failed_step: int, saved: str) -> NonFiniteLossError:
+        """The message on a step, counted from 0, that was not finite, with what is `saved` in words."""
+        config, (epoch, step) = self.run.config, divmod(failed_step, self.run.steps_per_epoch)
+        return NonFiniteLossError(
             f"the loss or its gradient became NaN or infinite at step {failed_step + 1} (epoch {epoch + 1}, step {step + 1}), which was "
             f"not made; {saved}. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
             f"{'' if config.own_network else f'normalization: strip (now {config.normalization}) or '}precision: float32 (now "
             f"{config.precision}) under another unique_name"
         )
-
-
-def learning_rate(epoch: int, *, n_epochs: int, initial_lr: float) -> float:
-    """Cosine schedule of the learning rate, from `initial_lr` in epoch 0 towards 0 at `n_epochs`."""
-    return initial_lr / 2 * (1 + math.cos(math.pi * epoch / n_epochs))

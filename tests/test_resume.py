@@ -70,6 +70,21 @@ def test_stopped_steps_and_validations_are_taken_up_where_they_were(plain_config
     assert_same_end(whole, broken)
 
 
+def test_what_a_checkpoint_covers_is_on_the_disk_before_it(plain_config, monkeypatch):
+    config = plain_config(n_epochs=1, checkpoint_every_minutes=1e-6)
+    trainer = trainer_of(config)
+    save, covered = trainer.run.results.checkpoints.save, []
+
+    def kept(state, **keys):
+        steps = [step for tag, step in written_tags(config.result_dir / "events") if tag == "step/loss"]
+        covered.append((int(trainer.run.step.step), steps))
+        return save(state, **keys)
+
+    monkeypatch.setattr(trainer.run.results.checkpoints, "save", kept)
+    trainer.fit()
+    assert covered == [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 3, 4]), (4, [1, 2, 3, 4])]
+
+
 def test_a_whole_run_is_resumed_from_an_older_checkpoint_where_the_newest_is_damaged(plain_config, capsys):
     config = plain_config()
     trainer_of(config).fit()
@@ -84,7 +99,8 @@ def test_a_whole_run_is_resumed_from_an_older_checkpoint_where_the_newest_is_dam
     assert "ckpt-3: damaged, passed over" in output
     assert "resuming after epoch 2 of 3" in output
     assert (weights(config), log.read_bytes()) == before[:2]
-    assert {(tag, epoch) for tag, epoch in before[2] if tag != "images_per_second" or epoch == 2} == set(written_tags(events))
+    not_in_checkpoints = {"images_per_second": 2, "step/loss": 9, "step/accuracy": 9}  # from the epoch or step that was made again
+    assert {(tag, n) for tag, n in before[2] if n >= not_in_checkpoints.get(tag, 0)} == set(written_tags(events))
 
 
 def test_resuming_needs_the_same_config_and_data_but_not_the_same_places(plain_config, tmp_path, tiny_data, monkeypatch, capsys):
@@ -114,7 +130,7 @@ def test_keys_that_no_result_depends_on_may_change():
     config = PatchTrainingConfig()
     assert config.changeable() == {
         *("base_result_dir", "unique_name", "data_dir", "bad_records", "max_bad_records", "checkpoint_every_minutes"),
-        *("checkpoints_to_keep", "robust_evaluation", "plain_baseline"),
+        *("checkpoints_to_keep", "robust_evaluation", "plain_baseline", "log_every_steps"),
     }
     other = config.replace(evaluation=config.evaluation.replace(images_at_once=64, iterations=7), n_epochs=9, data_dir="moved")
     assert config.differences(other) == [("n_epochs", 75, 9), ("evaluation.iterations", 1000, 7)]
@@ -254,8 +270,9 @@ def test_a_step_that_is_not_finite_leaves_the_state_before_it(plain_config, caps
         resumed.fit()
 
 
-def test_a_directory_that_is_gone_ends_the_run_and_is_not_made_again(plain_config):
-    config = plain_config(checkpoint_every_minutes=1e-6)
+@pytest.mark.parametrize(("log_every_steps", "name"), [(1, "events"), (100, "ckpt-1")])
+def test_a_directory_that_is_gone_ends_the_run_and_is_not_made_again(plain_config, log_every_steps, name):
+    config = plain_config(checkpoint_every_minutes=1e-6, log_every_steps=log_every_steps)
     trainer = trainer_of(config)
     train_on_batch = trainer.run.step.train_on_batch
 
@@ -264,7 +281,7 @@ def test_a_directory_that_is_gone_ends_the_run_and_is_not_made_again(plain_confi
         return train_on_batch(images, labels)
 
     trainer.run.step.train_on_batch = train_and_lose
-    with pytest.raises(UserError, match=r"ckpt-1: cannot be read or written: No such file or directory"):
+    with pytest.raises(UserError, match=f"{name}: cannot be read or written: No such file or directory"):
         trainer.fit()
     assert not config.result_dir.exists()
 

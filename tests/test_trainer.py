@@ -11,6 +11,7 @@ import tensorflow as tf
 from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models import create_model, load_weights
+from mat.results.events import read_scalars
 from mat.results.run_directory import patch_grid
 from mat.results.summary import print_plan
 from mat.run import build_run
@@ -73,6 +74,34 @@ def test_a_run_leaves_every_file(tiny_config, capsys):
     (events,) = (config.result_dir / "events").iterdir()
     tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value}
     assert {"train/loss", "train/accuracy", "validation/accuracy", "learning_rate", "images_per_second", "patches"} <= tags
+
+
+def test_values_of_single_steps_go_to_tensorboard_and_change_nothing(tiny_config):
+    losses, states = {}, []
+    for name, every in (("often", 3), ("never", 100)):
+        config = tiny_config(unique_name=name, n_stacks=1, log_every_steps=every)
+        trainer = trainer_of(config)
+        train_on_batch = trainer.run.step.train_on_batch
+
+        def train(images, labels, step=trainer.run.step, train_on_batch=train_on_batch):
+            loss, accuracy = train_on_batch(images, labels)
+            losses[int(step.step)] = loss
+            return loss, accuracy
+
+        trainer.run.step.train_on_batch = train
+        trainer.fit()
+        found = {tag: read_scalars(config.result_dir / "events", f"step/{tag}") for tag in ("loss", "accuracy")}
+        assert found["loss"] == {step: float(loss) for step, loss in losses.items() if step % every == 0}
+        assert found["accuracy"].keys() == found["loss"].keys() == ({3, 6} if name == "often" else set())
+        assert all(8 * accuracy in range(9) for accuracy in found["accuracy"].values())
+        states.append(final_state(config))
+    assert_equal_states(*states)
+
+
+@pytest.mark.parametrize(("n_epochs", "key", "expected"), [(2, None, 1), (750, None, 3), (750, 7, 7)])
+def test_about_a_thousand_steps_of_a_run_are_logged(tiny_config, n_epochs, key, expected):
+    config = tiny_config(n_epochs=n_epochs, log_every_steps=key, n_patches=0, n_stacks=1)
+    assert build_run(config).log_every_steps == expected
 
 
 def test_two_runs_of_one_config_are_identical(tiny_config):

@@ -8,12 +8,13 @@ from mat.train import train_runs
 from mat.trainer import TrainingResult
 
 
-def train(config: Config, *, resume: bool = False, **keys: Any) -> TrainingResult:
+def train(config: Config, *, resume: bool = False, extend: int | None = None, **keys: Any) -> TrainingResult:
     """Train a model with meta adversarial training, as the command `mat-train` does, into the result directory that the config names.
 
     Args:
         config: a YAML file, a dict of keys and values, or a `mat.config.PatchTrainingConfig`.
         resume: continue the run in the result directory.
+        extend: continue it to so many epochs in total, as `--extend` does.
         keys: replace those of the config; keys of a section are given as a dict, `optimizer={"n_iterations": 3}`.
 
     Returns:
@@ -36,7 +37,7 @@ def train(config: Config, *, resume: bool = False, **keys: Any) -> TrainingResul
         1
     """
     with session():
-        config = read_config(config, keys, resume=resume)
-        result = train_runs(config, resume=resume)[0]
+        config = read_config(config, keys, resume=resume or extend is not None)
+        result = train_runs(config, resume=resume, extend=extend)[0]
         result.model.class_names = class_names(config.data_dir, config.n_classes)
         return result

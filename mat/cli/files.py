@@ -83,8 +83,11 @@ def check_writable(path: Path, remedy: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, remedy: str) -> Iterator[None]:
-    """Within the block this process alone holds the lock file `path`, until it dies; where another does, a `UserError` ends in `remedy`."""
+def exclusive_lock(path: Path, remedy: str, *, signed: bool = True) -> Iterator[None]:
+    """Within the block this process alone holds the lock file `path`, until it dies; where another does, a `UserError` ends in `remedy`.
+
+    If `signed`, the process is named in the file; else a file that is there stays as it is.
+    """
     with open(path, "ab", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +96,8 @@ def exclusive_lock(path: Path, remedy: str) -> Iterator[None]:
             raise UserError(f"{path}: in use by {holder or 'another process'}. {remedy}") from None
         except OSError:
             pass  # this file system knows no locks
-        with contextlib.suppress(OSError):  # it only informs, and the disk may be full
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        if signed:
+            with contextlib.suppress(OSError):  # it only informs, and the disk may be full
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

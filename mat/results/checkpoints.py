@@ -17,7 +17,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import sync, write_error
 
-_RECORDED = ("config", "data_sha256", "network_git_blob", "versions", "rows")
+_RECORDED = ("config", "data_sha256", "network_git_blob", "versions", "rows", "extensions")
 RECORD_KEY = "record/.ATTRIBUTES/py_state"
 CHECKPOINT_FILE = re.compile(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+|_temp)")
 # What TensorFlow raises on damaged files.
@@ -25,7 +25,9 @@ _DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, LookupError, TypeError,
 
 
 class RunRecord(tf.train.experimental.PythonState):
-    """What a checkpoint holds beside tensors: the config's plain values, fingerprints of data and network, versions, and the log's rows."""
+    """What a checkpoint holds beside tensors: the config's plain values, fingerprints of data and network, versions, the log's rows, and
+    how the run was extended.
+    """
 
     def __init__(self, config: dict[str, Any], data_sha256: str, network_git_blob: str | None = None):
         super().__init__()
@@ -34,14 +36,18 @@ class RunRecord(tf.train.experimental.PythonState):
         self.network_git_blob = network_git_blob  # of the file of an own network
         self.versions = {"mat": __version__, "tensorflow": tf.__version__}
         self.rows: list[dict[str, float]] = []  # of the complete epochs
+        self.extensions: list[list[int]] = []  # of each: the epochs begun before it, and n_epochs until then
+        self.restored_n_epochs = 0  # of the checkpoint that it was restored from, 0 for none
 
     def serialize(self) -> str:
         """The record as JSON."""
         return json.dumps({name: getattr(self, name) for name in _RECORDED})
 
     def deserialize(self, string_value: str) -> None:
-        """Take over the epochs of a record; config, data and versions are this run's own."""
-        self.rows = json.loads(string_value)["rows"]
+        """Take over the epochs and the extensions of a record; config, data and versions are this run's own."""
+        values = json.loads(string_value)
+        self.rows, self.extensions = values["rows"], values.get("extensions", [])  # which versions before 0.5 had not
+        self.restored_n_epochs = values["config"].get("n_epochs", 0)
 
 
 class Checkpoints:

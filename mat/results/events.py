@@ -1,5 +1,6 @@
-"""TensorBoard events of a run: scalars and pictures by epoch, each written once however often the run was interrupted."""
+"""TensorBoard events of a run: scalars and pictures by epoch or step, each written once however often the run was interrupted."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.files import sync, write_error
+
+_SCALAR_BYTES = 70  # of a scalar in an event file, about
 
 
 class Events:
@@ -21,36 +24,53 @@ class Events:
         self._directory = pathlib.Path(directory)
         self._writer: Any = None
         self._written = set(written_tags(directory))
+        self._unsynced_bytes = 0  # about how much was written since the last `sync`
 
-    def write(self, epoch: int, scalars: dict[str, float], pictures: dict[str, np.ndarray] | None = None) -> None:
-        """Write scalars and pictures (uint8 [H, W, 3]) of an epoch by their tags, except those that are written already.
+    def write(self, step: int, scalars: dict[str, float], pictures: dict[str, np.ndarray] | None = None, *, synced: bool = True) -> None:
+        """Write scalars and pictures (uint8 [H, W, 3]) of an epoch or a step by their tags, except those that are written already.
 
-        An OSError tells of a failed write.
+        If not `synced`, they are on the disk only after the next `sync`. An OSError tells of a failed write.
         """
-        scalars = {tag: value for tag, value in scalars.items() if (tag, epoch) not in self._written}
-        pictures = {tag: picture for tag, picture in (pictures or {}).items() if (tag, epoch) not in self._written}
+        scalars = {tag: value for tag, value in scalars.items() if (tag, step) not in self._written}
+        pictures = {tag: picture for tag, picture in (pictures or {}).items() if (tag, step) not in self._written}
         if not scalars and not pictures:
             return
-        try:
+        with self._told_errors():
             if self._writer is None:
+                self._directory.mkdir(exist_ok=True)  # TensorFlow would make it with its parents, where a file system was unmounted
                 self._writer = tf.summary.create_file_writer(str(self._directory))
-            with self._writer.as_default(step=epoch):
+            self._unsynced_bytes += _SCALAR_BYTES * len(scalars) + sum(picture.nbytes for picture in pictures.values())
+            with self._writer.as_default(step=step):
                 for tag, value in scalars.items():
                     tf.summary.scalar(tag, value)
                 for tag, picture in pictures.items():
                     tf.summary.image(tag, picture[np.newaxis])
+        if synced:
+            self.sync()
+        self._written |= {(tag, step) for tag in (*scalars, *pictures)}
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk. An OSError tells of a failed write."""
+        if not self._unsynced_bytes:
+            return
+        with self._told_errors():
             self._writer.flush()
             for path in self._directory.glob("*tfevents*"):
                 sync(path)
+        self._unsynced_bytes = 0
+
+    @contextlib.contextmanager
+    def _told_errors(self) -> Iterator[None]:
+        """Within the block a failed write ends in an OSError that names the directory."""
+        try:
+            yield
         except (tf.errors.OpError, OSError) as error:
-            size = sum(picture.nbytes for picture in pictures.values())
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise write_error(self._directory, size, reason, getattr(error, "errno", None)) from None
-        self._written |= {(tag, epoch) for tag in (*scalars, *pictures)}
+            raise write_error(self._directory, self._unsynced_bytes, reason, getattr(error, "errno", None)) from None
 
 
 def written_tags(directory: str | os.PathLike) -> list[tuple[str, int]]:
-    """(tag, epoch) of every value in the event files of a directory, sorted; of a damaged file those before the damage.
+    """(tag, epoch or step) of every value in the event files of a directory, sorted; of a damaged file those before the damage.
 
     An OSError tells of a file that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Checks before a run is resumed: same config, same data, a version that computes the same."""
+"""Checks before a run is resumed or extended: same config, same data, a version that computes the same."""
 
 from typing import Any
 
@@ -15,11 +15,17 @@ from mat.models.pooling import SMALLEST_POOL, last_feature_map
 from mat.results.run_directory import CONFIG_FILE, ResultDirectory
 
 
-def read_record(directory: ResultDirectory, config: PatchTrainingConfig) -> dict[str, Any] | None:
+def read_record(directory: ResultDirectory, config: PatchTrainingConfig, *, extend: int | None = None) -> dict[str, Any] | None:
     """The record of the run in a result directory, of its newest readable checkpoint; None where the run starts afresh.
 
+    Args:
+        directory: where the checkpoints are.
+        config: of the run; its `n_epochs` may be what it was before the run was extended.
+        extend: to how many epochs the run shall be extended.
+
     Raises:
-        UserError: it is the run of another config or version, its checkpoints are damaged or gone, or cannot be read.
+        UserError: it is the run of another config or version, its checkpoints are damaged or gone, or cannot be read; or it cannot be
+            extended.
     """
     try:
         record = directory.checkpoints.read_record()
@@ -30,13 +36,23 @@ def read_record(directory: ResultDirectory, config: PatchTrainingConfig) -> dict
             saved = PatchTrainingConfig(**record["config"])
         except UserError as error:
             raise UserError(f"{directory.path}: its run is of another version of this program ({error})") from None
+        extensions = record.get("extensions", [])
+        if any(config.n_epochs == n_epochs for n_epochs in (extend, *(earlier for _, earlier in extensions))):
+            config = config.replace(n_epochs=saved.n_epochs)
         _check_same_config(directory, saved, config)
+        if extend is not None and (extend < saved.n_epochs or (extend == saved.n_epochs and not extensions)):
+            raise UserError(
+                f"{directory.path}: this run has n_epochs: {saved.n_epochs}, and --extend must be more. Received: {extend}. To go on with "
+                f"the run as it is: {directory.resume_command}"
+            )
         return record
     if weights := directory.newest_weights():
         raise UserError(
             f"{directory.path}: has the results of a run and no checkpoint to resume from. Remove the directory to start afresh, or go on "
             f"under another unique_name with initial_weights: {weights}"
         )
+    if extend is not None:
+        raise UserError(f"{directory.path}: there is no run to extend to {extend} epochs. Train it first, without --extend")
     if (path := directory.path / CONFIG_FILE).exists():
         _check_same_config(directory, PatchTrainingConfig.from_yaml(path), config)
     console.print(f"{directory.path}: no checkpoint to resume from; starting afresh")
@@ -48,7 +64,9 @@ def _check_same_config(directory: ResultDirectory, saved: PatchTrainingConfig, c
     if different := saved.differences(config):
         was = ", ".join(f"{key}: {format_value(value)}" for key, value, _ in different)
         given = ", ".join(f"{key}: {format_value(value)}" for key, _, value in different)
-        raise UserError(f"{directory.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config")
+        longer = [key for key, *_ in different] == ["n_epochs"] and config.n_epochs > saved.n_epochs
+        remedy = f", or make it longer with --extend {config.n_epochs}" if longer else ""
+        raise UserError(f"{directory.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config{remedy}")
 
 
 def restore(

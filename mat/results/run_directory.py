@@ -23,6 +23,7 @@ from mat.results.events import Events
 
 CONFIG_FILE = "config.yaml"
 LOG_FILE = "log.csv"
+LOCK_FILE = "lock"  # beside the checkpoints
 BANK_FILE = "patches.npz"
 NETWORK_FILE = "network.keras"  # the whole own network after the last epoch
 BANK_PICTURE = "patches.png"
@@ -42,7 +43,7 @@ CELL = 48  # pixels: small patches are enlarged towards it in the picture
 class ResultDirectory:
     """The directory that a run writes into.
 
-    Nothing but the lock is written before `opened`; the constructor only finds out whether the run may use the directory.
+    Nothing is written before `opened`; the constructor only finds out whether the run may use the directory.
 
     Args:
         path: the directory, `base_result_dir/unique_name` of a config.
@@ -74,8 +75,8 @@ class ResultDirectory:
             if not resume and is_occupied(self.path):
                 raise self._exists_error()
             check_writable(self.path, "Change base_result_dir or unique_name")
-            if self.checkpoints.directory.is_dir():
-                with self._locked():
+            if (self.checkpoints.directory / LOCK_FILE).exists():
+                with self._locked(signed=False):
                     pass
             self._seen = self.checkpoints.paths()
             self.events = Events(path / "events")
@@ -91,9 +92,10 @@ class ResultDirectory:
             f"{{date}} or {{id}} into it, remove the directory{resumable}"
         )
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
+    def _locked(self, *, signed: bool = True) -> contextlib.AbstractContextManager[None]:
         """Within this block no other process trains into the directory; a UserError if one does."""
-        return exclusive_lock(self.checkpoints.directory / "lock", "Wait for that run to end, or choose another unique_name")
+        path = self.checkpoints.directory / LOCK_FILE
+        return exclusive_lock(path, "Wait for that run to end, or choose another unique_name", signed=signed)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -138,6 +140,10 @@ class ResultDirectory:
         """Write an epoch to the TensorBoard events: its row, as of `write_log`, and other `scalars`."""
         self.events.write(int(row["epoch"]), {tag: row[key] for tag, key in EVENT_TAGS.items() if key in row} | scalars)
 
+    def write_step(self, step: int, **values: float) -> None:
+        """Write values of a step, counted from 1, to the TensorBoard events; they are on the disk after the next `events.sync`."""
+        self.events.write(step, {f"step/{name}": value for name, value in values.items()}, synced=False)
+
     def save_class_names(self, names: Sequence[str]) -> None:
         """Write the names of the classes, in the order of their labels, for those who use the network without its data."""
         replace_file(self.path / CLASSES_FILE, "".join(f"{name}\n" for name in names).encode())
@@ -147,9 +153,9 @@ class ResultDirectory:
         save_weights(model, self.weights_path(epoch))
 
     def save_network(self, model: keras.Model) -> None:
-        """Write a trained own network as a whole, where it is not there yet; of the ResNet nothing."""
+        """Write a trained own network as a whole; of the ResNet nothing."""
         path, inner = self.path / NETWORK_FILE, inner_model(model)
-        if inner is None or path.exists():
+        if inner is None:
             return
         try:
             save_network(inner, path)

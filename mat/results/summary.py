@@ -27,6 +27,7 @@ def print_plan(
     steps_per_epoch: int,
     n_steps_done: int,
     n_bytes: int,
+    extensions: str = "",
 ) -> None:
     """Print what a run will do.
 
@@ -37,6 +38,7 @@ def print_plan(
         steps_per_epoch: steps of one epoch.
         n_steps_done: steps of the run that were made before.
         n_bytes: about how much will be written.
+        extensions: how the run was extended, in words.
     """
     optimizer, (height, width, _) = config.optimizer, config.patch_shape
     n_images, n_steps = len(splits[0].labels), config.n_epochs * steps_per_epoch
@@ -59,6 +61,8 @@ def print_plan(
         "steps": f"{config.n_epochs} epochs x {steps_per_epoch} steps of {config.batch_size} images = {n_steps:,} steps{left}",
         "results": f"{config.result_dir}: {'' if n_bytes < free else 'WARNING: '}{space}",
     }
+    if extensions:
+        plan["extended"] = extensions
     if n_left_out > MANY_LEFT_OUT * n_images:
         plan["batches"] = f"WARNING: batch_size: {config.batch_size} leaves {n_left_out:,} images out of each epoch"
     if told := _precision_warnings(config.precision):
