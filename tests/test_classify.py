@@ -192,9 +192,12 @@ def test_a_picture_cannot_be_saved_without_matplotlib(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["run", "run a.png --top 0", "run a.png --save a.jpg", "run a.png --save a.png", "run a.png --offset 1"]
+    "arguments",
+    ["run", "run a.png --top 0", "run a.png --save a.jpg", "run wide.bmp --save ./a.png", "run a.png --save a.png", "run a.png --offset 1"],
 )
-def test_wrong_usage(arguments):
+def test_wrong_usage_is_refused_and_no_file_replaced(run, arguments):
+    before = (run.parent / "a.png").read_bytes()
     with pytest.raises(SystemExit) as usage:
         main(arguments.split())
     assert usage.value.code == 2
+    assert (run.parent / "a.png").read_bytes() == before

@@ -216,6 +216,14 @@ def test_chosen_classes_without_validation_images_are_refused(official, tmp_path
         convert(folder(tmp_path / "source", images | {"val/val_annotations.txt": annotations}), tmp_path / "out", classes=CHOSEN)
 
 
+@pytest.mark.parametrize("validation", ["val/c/0.jpg", "c/1.jpg"])
+def test_chosen_class_folders_without_validation_images_are_refused(tmp_path, validation):
+    train = "train/" if validation.startswith("val") else ""
+    source = folder(tmp_path / "source", {validation: jpeg(1)} | {f"{train}{name}/0.jpg": jpeg(2) for name in "abc"})
+    with pytest.raises(UserError, match="no validation image is of the classes of --classes. Choose others, or add images"):
+        convert(source, tmp_path / "out", classes=["a", "b"])
+
+
 @pytest.mark.parametrize("place", ["{}/{}.jpg", "train/{}/{}.jpg"])
 def test_chosen_class_folders_give_the_records_of_a_source_that_has_no_others(tmp_path, capsys, place):
     names = ["eel", "sea lion, bull", "ant", "cat"]

@@ -33,7 +33,9 @@ def estimate(accuracy):
     return {"accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.1}
 
 
-def write_evaluation(directory, *, accuracy=0.25, weights="x/tiny_imagenet_weights_001.h5", iterations=100, curves=(), n_classes=3):
+def write_evaluation(
+    directory, *, accuracy=0.25, weights="x/tiny_imagenet_weights_001.h5", iterations=100, curves=(), n_classes=3, **subject
+):
     """An evaluation, as far as it is drawn; returns its directory."""
     directory.mkdir(parents=True)
     report = {
@@ -50,7 +52,7 @@ def write_evaluation(directory, *, accuracy=0.25, weights="x/tiny_imagenet_weigh
             "iterations": [estimate(accuracy) | {"iterations": number} for number, accuracy in curves],
             "patch_size": [estimate(accuracy) | {"patch_shape": [number, 2, 3]} for number, accuracy in curves],
         },
-        "subject": {"n_classes": n_classes, "weights": weights, "protocol": {"iterations": iterations}},
+        "subject": {"n_classes": n_classes, "weights": weights, "protocol": {"iterations": iterations}} | subject,
     }
     (directory / "report.json").write_text(json.dumps(report))
     with (directory / "examples.csv").open("w") as file:
@@ -62,7 +64,7 @@ def write_evaluation(directory, *, accuracy=0.25, weights="x/tiny_imagenet_weigh
 def write_run(path, *, n_epochs=2, n_patches=5, robust=None, **config):
     """A training run; its bank after epoch e is `bank(n_patches, e)`, written by two processes. Returns its directory."""
     path.mkdir(parents=True)
-    PatchTrainingConfig(**config).to_yaml(path / "config.yaml")
+    PatchTrainingConfig(**{"n_epochs": max(1, n_epochs)} | config).to_yaml(path / "config.yaml")
     (path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), "utf-8")
     header = "Epoch;Train Loss;Train Accuracy;Valid Accuracy" + ("" if robust is None else ";Robust Accuracy")
     rows = [
@@ -161,10 +163,23 @@ def test_robustness_is_that_of_the_newest_weights_under_the_strongest_evaluation
     assert len(robustness(read_runs([plain])).axes) == 1  # no evaluation has curves
 
 
-def test_an_own_network_as_a_whole_is_that_of_the_last_epoch(tmp_path):
+def test_an_own_network_as_a_whole_is_that_of_the_last_epoch_unless_the_run_is_or_was_extended(tmp_path):
+    def epochs():
+        return [one.epoch for one in read_runs([run])[0].evaluations]
+
     run = write_run(tmp_path / "run", n_epochs=3, n_patches=0)
-    write_evaluation(run / "network_evaluation", weights="results/run/network.keras")
-    assert [one.epoch for one in read_runs([run])[0].evaluations] == [2]
+    (run / "network.keras").write_bytes(b"hello\n")
+    blob = "ce013625030ba8dba906f756967f9e9ca394464a"  # echo hello | git hash-object --stdin
+    write_evaluation(run / "network_evaluation", weights="results/run/network.keras", weights_git_blob=blob)
+    assert epochs() == [2]
+    PatchTrainingConfig(n_epochs=4).to_yaml(run / "config.yaml")
+    assert epochs() == [None]
+    (run / "log.csv").write_text((run / "log.csv").read_text() + "3.000;1.0;0.5;0.5\n")
+    assert epochs() == [3]
+    (run / "network.keras").write_bytes(b"that of epoch 3")
+    assert epochs() == [None]
+    (run / "network.keras").unlink()
+    assert epochs() == [None]
 
 
 @pytest.mark.parametrize(("n_patches", "shown"), [(5, range(5)), (70, [*range(12, 16), *range(28, 32), *range(44, 48), *range(60, 64)])])
@@ -228,21 +243,25 @@ def test_many_classes_are_drawn_with_few_names_which_the_report_may_tell(tmp_pat
 def test_what_a_run_lacks_is_left_out_and_told(tmp_path, capsys):
     begun = write_run(tmp_path / "begun", n_epochs=0, n_patches=0)
     (begun / "tiny_imagenet_weights_000_evaluation").mkdir()
+    saved = write_run(tmp_path / "saved", n_epochs=1)  # stopped between its bank and its log
+    (saved / "log.csv").write_text((begun / "log.csv").read_text())
     short = write_run(tmp_path / "short")
     (short / "log.csv").write_text((short / "log.csv").read_text() + "2.000;1.0;0.5;0.5\n")
     alone = write_evaluation(tmp_path / "alone")
     (alone / "examples.csv").unlink()
-    assert main([*map(str, (begun, short, alone)), "--output", str(tmp_path / "out" / "new")]) == 0
+    assert main([*map(str, (begun, saved, short, alone)), "--output", str(tmp_path / "out" / "new")]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "begun: tiny_imagenet_weights_000_evaluation has no report.json: not finished, left out",
         "begun: no epoch in log.csv: no learning curves",
         "begun: no bank in events: no strips of it",
         "begun: no evaluation: no robust accuracy, no confusion",
+        "saved: no epoch in log.csv: no learning curves",
+        "saved: no evaluation: no robust accuracy, no confusion",
         "short: no bank in events of 1 of the 3 epochs in log.csv: left out",
         "short: no evaluation: no robust accuracy, no confusion",
         "alone: an evaluation alone: no learning curves, no bank",
         f"alone: no examples.csv in {alone}: no confusion",
-        f"{tmp_path / 'out' / 'new'}: curves.png, robustness.png, bank_short.png",
+        f"{tmp_path / 'out' / 'new'}: curves.png, robustness.png, bank_saved.png, bank_short.png",
     ]
 
 
@@ -278,15 +297,15 @@ def replaced(old, new):
             replaced("1.900", "1,900"),
             "log.csv: not a log of this program (ValueError: could not convert string to float: '1,900')",
         ),
-        ("log.csv", replaced("1.000;1.900", ";1.900"), "log.csv: not a log of this program (an epoch is missing)"),
+        ("log.csv", replaced("1.000;1.900", ";1.900"), "log.csv: not a log of this program (ValueError: an epoch is missing)"),
         ("log.csv", lambda path: path.write_bytes(b"\xff"), "log.csv: not a log of this program"),
         ("config.yaml", replaced("seed: 0", "seed: ["), "config.yaml: not a valid config"),
         ("classes.txt", lambda path: path.write_bytes(b"\xff"), "classes.txt cannot be read"),
-        ("x_evaluation/report.json", replaced("{", "["), "report.json: not a report of this program (Invalid JSON"),
+        ("x_evaluation/report.json", replaced("{", "["), "report.json: not a report of this program (JSONDecodeError: "),
         (
             "x_evaluation/report.json",
             report_without("robust"),
-            "report.json: not a report of this program (headline.robust: Field required)",
+            "report.json: not a report of this program (KeyError: 'robust')",
         ),
         (
             "x_evaluation/examples.csv",

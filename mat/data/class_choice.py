@@ -13,7 +13,7 @@ from mat.data.sources import Source, first, fold
 _SHOWN = 3  # nearest names in a message
 
 
-def read_choice(text: str) -> list[str]:
+def read_class_names(text: str) -> list[str]:
     """The names of `--classes`: those that a text file lists, one a line, or those in the text itself, with commas between them.
 
     Raises:
@@ -64,6 +64,6 @@ def choose_classes(files: Source, classes: list[str], names: Sequence[str] | Non
     return chosen
 
 
-def part_of(chosen: Sequence[str], classes: Sequence[str]) -> str:
+def layout_suffix(chosen: Sequence[str], classes: Sequence[str]) -> str:
     """What is added to the name of a layout of which only some classes were chosen."""
     return "" if len(chosen) == len(classes) else f", {len(chosen)} of its {len(classes)} classes"

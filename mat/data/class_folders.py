@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
-from mat.data.class_choice import choose_classes, part_of
+from mat.data.class_choice import choose_classes, layout_suffix
 from mat.data.metadata import class_list
 from mat.data.sources import Layout, Source, SourceImage, first, fold
 
@@ -55,24 +55,26 @@ def class_folder_layout(files: Source, *, seed: int, validation_share: float, na
     if validation_folder:
         validation = _of_the_classes(files, _by_class(files, images, validation_folder), set(train), validation_folder)
     else:
-        validation = {name: _share(names, validation_share, seed, len(train_folder)) for name, names in train.items()}
-        chosen = {image for images in validation.values() for image in images}
-        train = {name: [image for image in names if image not in chosen] for name, names in train.items()}
+        validation = {name: _share(members, validation_share, seed, len(train_folder)) for name, members in train.items()}
+        chosen = {image for members in validation.values() for image in members}
+        train = {name: [image for image in members if image not in chosen] for name, members in train.items()}
     everything = _class_order(files, train)
     classes = choose_classes(files, everything, names)
     splits = {"train": _labeled(train, classes), "validation": _labeled(validation, classes)}
     if not splits["validation"]:
+        if names is not None:
+            raise UserError(f"{files.path}: no validation image is of the classes of --classes. Choose others, or add images")
         raise UserError(f"{files.path}: no image is left to validate on, as no class has two. Add images")
     random.Random(seed).shuffle(splits["train"])
     lists = {"wnids.txt": "".join(f"{name}\n" for name in classes).encode()}
     if files.find("words.txt"):
         lists["words.txt"] = files.read("words.txt")
-    read: set[str | None] = {image for by_class in (train, validation) for images in by_class.values() for image in images}
+    read: set[str | None] = {image for by_class in (train, validation) for members in by_class.values() for image in members}
     read |= {files.find(name) for name in lists}
     shown = " and ".join(f"{folder}CLASS" for folder in (train_folder, validation_folder) if folder is not None)
     share = None if validation_folder else validation_share
     others = [name for name in files.names() if name not in read]
-    return Layout(f"{shown}{part_of(classes, everything)}", classes, splits, lists, others, share)
+    return Layout(f"{shown}{layout_suffix(classes, everything)}", classes, splits, lists, others, share)
 
 
 def _root(files: Source, images: list[str]) -> str:

@@ -24,7 +24,7 @@ from mat.cli.paths import expand_path
 from mat.cli.progress import track
 from mat.cli.signals import raised_signals
 from mat.cli.text import single_line
-from mat.data.class_choice import read_choice
+from mat.data.class_choice import read_class_names
 from mat.data.class_folders import class_folder_layout
 from mat.data.metadata import DATASET_FILE, Metadata
 from mat.data.official import is_official, official_layout
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    source, classes = arguments.source, None if arguments.classes is None else read_choice(arguments.classes)
+    source, classes = arguments.source, None if arguments.classes is None else read_class_names(arguments.classes)
     if arguments.download:
         source = pathlib.Path(arguments.destination) / ARCHIVE
         official = arguments.url == URL and not arguments.sha256

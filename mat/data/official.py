@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
-from mat.data.class_choice import choose_classes, part_of
+from mat.data.class_choice import choose_classes, layout_suffix
 from mat.data.metadata import class_list
 from mat.data.sources import Layout, Source, SourceImage, by_number, first, fold, has_image_ending
 
@@ -68,7 +68,7 @@ def official_layout(files: Source, *, seed: int, names: Sequence[str] | None = N
     if names is not None:
         del splits["test"]
         lists["wnids.txt"] = "".join(f"{wnid}\n" for wnid in chosen).encode()
-    return Layout(f"Tiny ImageNet in its official layout{part_of(chosen, wnids)}", chosen, splits, lists, others)
+    return Layout(f"Tiny ImageNet in its official layout{layout_suffix(chosen, wnids)}", chosen, splits, lists, others)
 
 
 def _validation_images(files: Source, classes: _Classes) -> list[SourceImage]:

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mat.cli.errors import UserError
+
 BLUE, RED = "#2a6fbb", "#c0392b"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -26,6 +28,22 @@ def picture_style() -> Iterator[None]:
 
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+@contextlib.contextmanager
+def required_picture_style(user: str) -> Iterator[None]:
+    """As `picture_style`, for a `user` that cannot do without.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        with picture_style():
+            yield
+    except ImportError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UserError(f"{user} needs matplotlib, which is not installed. Install it: pip install matplotlib") from None
 
 
 def png(figure: Any, *, dpi: int = 120) -> bytes:
@@ -57,6 +75,7 @@ def gallery(panels: Sequence[tuple[Any, str, str]], *, n_columns: int, width: fl
     return figure
 
 
-def cut(name: str, longest: int) -> str:
-    """A name in at most so many characters."""
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+def cut(name: str, longest: int, *, middle: bool = False) -> str:
+    """A name in at most so many characters, without its end or its middle where it is longer."""
+    n_last = (longest - 1) // 2 if middle else 0
+    return name if len(name) <= longest else f"{name[: longest - 1 - n_last]}…{name[len(name) - n_last :]}"

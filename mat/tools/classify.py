@@ -7,6 +7,7 @@ Shapes: `V` versions, without and with the patch, of `N` pictures; images `H` x 
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from mat.cli.files import replace_file
 from mat.cli.paths import expand_path
 from mat.cli.text import single_line
 from mat.cli.yaml_reader import apply_override
-from mat.robustness.figures import BLUE, RED, cut, gallery, picture_style, png
+from mat.robustness.figures import BLUE, RED, cut, gallery, png, required_picture_style
 
 _TITLES = ("without a patch", "with the patch")
 _NO_PATCH = "none, as no finished evaluation of these weights is beside them. Make one with mat/evaluate.py, or give --patch FILE"
@@ -32,7 +33,7 @@ _LONGEST = 26  # characters in a line over a picture in it
 
 
 def classify(arguments: argparse.Namespace) -> None:
-    """Print the most probable classes of each picture, without and with the patch; write the file of `--save` in `picture_style`.
+    """Print the most probable classes of each picture, without and with the patch; write the file of `--save`.
 
     Raises:
         UserError: a file cannot be read or written, or the patch does not fit.
@@ -40,7 +41,7 @@ def classify(arguments: argparse.Namespace) -> None:
     load_tensorflow()
     import tensorflow as tf
 
-    from mat.tools.strongest_patch import fitted_patches, read_strongest
+    from mat.tools.strongest_patch import fitted_patches_file, read_strongest
 
     keys: dict[str, Any] = {}
     for override in arguments.set:
@@ -48,7 +49,7 @@ def classify(arguments: argparse.Namespace) -> None:
     config, weights = find_network(arguments.model, keys)
     pictures, source = arguments.pictures, weights or pathlib.Path(arguments.model)
     versions, facts = [np.stack([mat.read_image(picture, config.image_size) for picture in pictures])], {"patch": _NO_PATCH}
-    if file := pathlib.Path(arguments.patch) if arguments.patch else fitted_patches(source):
+    if file := pathlib.Path(arguments.patch) if arguments.patch else fitted_patches_file(source):
         patch, facts = read_strongest(file, config.patch_shape if arguments.patch else None)
         _check_offset(arguments.offset, config.image_size, patch)
         versions.append(mat.apply_patches(versions[0], patch, arguments.offset).numpy())
@@ -112,24 +113,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     meaning = "of the patch's upper left corner in the network's image, pixels (default: in the middle)"
     parser.add_argument("--offset", metavar=("ROW", "COLUMN"), nargs=2, type=int, help=meaning)
     parser.add_argument("--top", metavar="N", type=int, default=3, help="how many classes to print (default: %(default)s)")
-    parser.add_argument("--save", metavar="FILE.png", type=expand_path, help="also write a picture of what the network saw")
+    parser.add_argument("--save", metavar="FILE.png", type=expand_path, help="also write a picture of what the network saw, a new file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config: input_range=0..255")
     parsed = parser.parse_args(arguments)
     if parsed.top < 1:
         parser.error(f"--top must be at least 1. Received: {parsed.top}")
-    if parsed.save and (not parsed.save.lower().endswith(".png") or parsed.save in (*parsed.pictures, parsed.patch)):
+    if parsed.save and (not parsed.save.lower().endswith(".png") or os.path.lexists(parsed.save)):
         parser.error(f"--save must name a new .png file. Received: {parsed.save}")
     return parsed
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    try:
-        with picture_style() if arguments.save else contextlib.nullcontext():
-            classify(arguments)
-    except ImportError as error:
-        if error.name != "matplotlib":
-            raise
-        raise UserError("--save needs matplotlib, which is not installed. Install it: pip install matplotlib") from None
+    with required_picture_style("--save") if arguments.save else contextlib.nullcontext():
+        classify(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable, replace_file
 from mat.cli.paths import expand_path
-from mat.robustness.figures import picture_style, png
+from mat.robustness.figures import png, required_picture_style
 from mat.tools.plot_figures import bank_strips, confusion, learning_curves, robustness
 from mat.tools.plot_runs import PlottedRun, read_confusion, read_runs
 
@@ -40,19 +40,13 @@ def plot(paths: Sequence[str | os.PathLike[str]], *, output: str | os.PathLike[s
         UserError: matplotlib is not installed, a path is no directory, a file is damaged, there is nothing to draw, or the output
             cannot be written.
     """
-    try:
-        with picture_style():
-            runs = read_runs(paths)
-            directory = pathlib.Path(output or ("plots" if len(runs) > 1 else pathlib.Path(paths[0]) / "plots"))
-            check_writable(directory, "Choose another --output")
-            pictures = _draw(runs, dpi)
-    except ImportError as error:
-        if error.name != "matplotlib":
-            raise
-        raise UserError("the plots need matplotlib, which is not installed. Install it: pip install matplotlib") from None
-    for run in runs:
-        for words in run.missing:
-            console.print(f"{run.name}: {words}")
+    with required_picture_style("plotting"):
+        runs = read_runs(paths)
+        directory = pathlib.Path(output or ("plots" if len(runs) > 1 else pathlib.Path(paths[0]) / "plots"))
+        check_writable(directory, "Choose another --output")
+        pictures, missing = _draw(runs, dpi)
+    for words in missing:
+        console.print(words)
     if not pictures:
         names = ", ".join(map(str, paths))
         raise UserError(f"{names}: nothing to draw. Give result directories of training runs with an epoch in log.csv, or of evaluations")
@@ -66,21 +60,23 @@ def plot(paths: Sequence[str | os.PathLike[str]], *, output: str | os.PathLike[s
     return directory
 
 
-def _draw(runs: Sequence[PlottedRun], dpi: int) -> dict[str, bytes]:
-    """The pictures of all runs, PNG files by name."""
+def _draw(runs: Sequence[PlottedRun], dpi: int) -> tuple[dict[str, bytes], list[str]]:
+    """The pictures of all runs, PNG files by name, and what is left out of them, in words."""
     figures = {"curves.png": learning_curves(runs), "robustness.png": robustness(runs)}
     pictures = {name: png(figure, dpi=dpi) for name, figure in figures.items() if figure}
+    missing = []
     for run in runs:
+        missing += [f"{run.name}: {words}" for words in run.missing]
         file = run.name.replace(os.sep, "_")
         if run.bank:
             pictures[f"bank_{file}.png"] = png(bank_strips(run), dpi=dpi)
         if run.evaluations:
             counts = read_confusion(run.evaluations[-1])
             if counts is None:
-                run.missing.append(f"no examples.csv in {run.evaluations[-1].directory}: no confusion")
+                missing.append(f"{run.name}: no examples.csv in {run.evaluations[-1].directory}: no confusion")
             else:
                 pictures[f"confusion_{file}.png"] = png(confusion(run, counts), dpi=dpi)
-    return pictures
+    return pictures, missing
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

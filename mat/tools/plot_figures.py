@@ -1,14 +1,13 @@
 """The figures of the plots, drawn with matplotlib: learning curves, robustness, the bank over the epochs, confusion."""
 
 import collections
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mat.robustness.figures import BLUE, RED, cut
-from mat.tools.plot_runs import Evaluation, PlottedRun
+from mat.tools.plot_runs import Estimate, Evaluation, PlottedRun
 
 _LOGGED = {
     "Train Loss": "training loss",
@@ -38,7 +37,7 @@ def run_styles(runs: Sequence[PlottedRun]) -> list[dict[str, Any]]:
         kind = kinds.index(run.kind)
         line = _LINES[(n_before[run.kind] + kind // colors.N) % len(_LINES)]
         n_before[run.kind] += 1
-        label = f" {_middle_cut(run.name, _LONGEST_RUN)}"  # one that begins with _ would not be shown
+        label = f" {cut(run.name, _LONGEST_RUN, middle=True)}"  # one that begins with _ would not be shown
         styles.append({"color": colors(kind % colors.N), "linestyle": line, "label": label})
     return styles
 
@@ -60,9 +59,7 @@ def learning_curves(runs: Sequence[PlottedRun]) -> Any:
     shifts = 0.025 * (panels[0].dataLim.x1 + 1) * (np.arange(len(runs)) - (len(runs) - 1) / 2) / len(runs)
     for lines, style, shift in zip(robust, styles, shifts, strict=True):
         for line in lines:
-            accuracy, low, high = np.array(list(line.values())).T
-            errors = [accuracy - low, high - accuracy]
-            last.errorbar(np.array(list(line)) + shift, accuracy, errors, marker="o", markersize=3.5, capsize=2, linewidth=1.2, **style)
+            _draw_line(last, {epoch + shift: estimate for epoch, estimate in line.items()}, style)
     if not any(robust):
         last.text(0.5, 0.5, "not measured", ha="center", transform=last.transAxes)
     for axes, title in zip(figure.axes, (*_LOGGED.values(), "robust accuracy: worst patch, 95 % interval"), strict=True):
@@ -78,17 +75,23 @@ def learning_curves(runs: Sequence[PlottedRun]) -> Any:
     return figure
 
 
-def _robust_lines(run: PlottedRun) -> list[dict[int, tuple[float, float, float]]]:
+def _draw_line(axes: Any, points: Mapping[Any, Estimate], style: dict[str, Any]) -> None:
+    """Accuracies by x, as points with their intervals and the line through them."""
+    accuracy, low, high = np.array(list(points.values())).T
+    errors = [accuracy - low, high - accuracy]
+    axes.errorbar(np.array(list(points)), accuracy, errors, marker="o", markersize=3.5, capsize=2, linewidth=1.2, **style)
+
+
+def _robust_lines(run: PlottedRun) -> list[dict[int, Estimate]]:
     """Robust accuracy with its interval by epoch, a line for each protocol, and one for what only the log has, without intervals."""
-    lines: dict[str, dict] = collections.defaultdict(dict)
+    lines: dict[str, dict[int, Estimate]] = collections.defaultdict(dict)
     for one in run.evaluations:
         if one.epoch is not None:
-            robust = one.report.headline.robust
-            lines[json.dumps(one.report.subject.protocol, sort_keys=True)][one.epoch] = (robust.accuracy, robust.low, robust.high)
+            lines[one.protocol][one.epoch] = one.robust
     reported = {one.epoch for one in run.evaluations}
     for epoch, accuracy in zip(run.log.get("Epoch", []), run.log.get("Robust Accuracy", []), strict=True):
         if epoch not in reported and not np.isnan(accuracy):
-            lines[""][int(epoch)] = (accuracy, np.nan, np.nan)
+            lines[""][int(epoch)] = Estimate(accuracy, np.nan, np.nan)
     return list(lines.values())
 
 
@@ -100,7 +103,7 @@ def robustness(runs: Sequence[PlottedRun]) -> Any:
     evaluated = {run.name: run.evaluations[-1] for run in runs if run.evaluations}
     if not evaluated:
         return None
-    has_curves = any(one.report.curves.iterations for one in evaluated.values())
+    has_curves = any(one.by_iterations for one in evaluated.values())
     height = 0.8 + 0.9 * len(evaluated)
     figure = Figure(figsize=(9, height + 3.4 * has_curves))
     if has_curves:
@@ -116,17 +119,10 @@ def robustness(runs: Sequence[PlottedRun]) -> Any:
 def _draw_curves(left: Any, right: Any, evaluations: Sequence[Evaluation], styles: Sequence[dict[str, Any]]) -> None:
     """Accuracy under the worst patch against the attack's iterations, on the left, and against the patch's size."""
     for one, style in zip(evaluations, styles, strict=True):
-        curves = one.report.curves
-        areas = [point.patch_shape[0] * point.patch_shape[1] for point in curves.patch_size]
-        for axes, x, points in (
-            (left, [point.iterations for point in curves.iterations], curves.iterations),
-            (right, areas, curves.patch_size),
-        ):
+        for axes, points in ((left, one.by_iterations), (right, one.by_area)):
             if points:
-                accuracy, low, high = np.array([[point.accuracy, point.low, point.high] for point in points]).T
-                errors = [accuracy - low, high - accuracy]
-                axes.errorbar(x, accuracy, errors, marker="o", markersize=3.5, capsize=2, linewidth=1.2, elinewidth=0.7, **style)
-    ticks = sorted({point.iterations for one in evaluations for point in one.report.curves.iterations})
+                _draw_line(axes, points, style | {"elinewidth": 0.7})
+    ticks = sorted({number for one in evaluations for number in one.by_iterations})
     left.set(xlabel="iterations of the attack", xscale="log", ylabel="accuracy, worst patch, 95 % interval")
     left.set_xticks(ticks, list(map(str, ticks)))
     left.minorticks_off()
@@ -140,23 +136,17 @@ def _draw_curves(left: Any, right: Any, evaluations: Sequence[Evaluation], style
 def _draw_accuracies(axes: Any, evaluated: dict[str, Evaluation]) -> None:
     """A row for each run: its accuracies as points, one below the other, with intervals and in figures."""
     for row, one in enumerate(evaluated.values()):
-        head, mean = one.report.headline, one.report.grid_summary.mean
-        control = min(one.report.controls, key=lambda estimate: estimate.accuracy, default=None)
-        estimates = [head.clean, control, None, head.robust, head.every_image_under_its_worst_patch]
+        estimates = [one.clean, one.control, one.grid_mean, one.robust, one.every_image]
         for i, (estimate, (color, marker)) in enumerate(zip(estimates, _MEASURES.values(), strict=True)):
-            accuracy, low, high = (estimate.accuracy, estimate.low, estimate.high) if estimate else (mean, mean, mean)
-            if estimate or i == 2:
-                y = row + 0.17 * (i - 2)
-                axes.errorbar(
-                    [accuracy], [y], xerr=[[accuracy - low], [high - accuracy]], color=color, marker=marker, markersize=4, capsize=2
-                )
-                axes.annotate(f"{accuracy:.1%}", (high, y), (5, 0), textcoords="offset points", va="center", fontsize=7, color=color)
+            if estimate is None:
+                continue
+            (accuracy, low, high), y = estimate, row + 0.17 * (i - 2)
+            axes.errorbar([accuracy], [y], xerr=[[accuracy - low], [high - accuracy]], color=color, marker=marker, markersize=4, capsize=2)
+            axes.annotate(f"{accuracy:.1%}", (high, y), (5, 0), textcoords="offset points", va="center", fontsize=7, color=color)
     labels = []
     for name, one in evaluated.items():
         epoch = "" if one.epoch is None else f"epoch {one.epoch}; "
-        labels.append(
-            f"{_middle_cut(name, 30)}\n{epoch}{one.report.headline.n_patches} patches,\n{one.report.headline.clean.n_images:,} images"
-        )
+        labels.append(f"{cut(name, 30, middle=True)}\n{epoch}{one.n_patches} patches,\n{one.n_images:,} images")
     axes.set_yticks(range(len(evaluated)), labels)
     axes.set(xlim=(0, 1.06), ylim=(len(evaluated) - 0.5, -0.5), xlabel="accuracy, 95 % interval")
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -192,7 +182,7 @@ def bank_strips(run: PlottedRun) -> Any:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(ylabel="epoch", xlabel="number of the patch in the bank")
-    axes.set_title(_middle_cut(run.name, max(12, 6 * n_patches)), fontsize=9)
+    axes.set_title(cut(run.name, max(12, 6 * n_patches), middle=True), fontsize=9)
     return figure
 
 
@@ -210,9 +200,10 @@ def confusion(run: PlottedRun, counts: dict[str, np.ndarray]) -> Any:
     figure = Figure(figsize=(2 * side + 1.4 + label_inches, side + 0.9 + label_inches))
     panels = figure.subplots(1, 2, sharey=True)
     norm = PowerNorm(1 if named else 0.5, vmin=0, vmax=1)  # among many classes small shares matter
-    headline = one.report.headline
-    titles = {"clean": f"without a patch: {headline.clean.accuracy:.1%} right"}
-    titles["robust"] = f"under the worst patch: {headline.robust.accuracy:.1%} right"
+    titles = {
+        "clean": f"without a patch: {one.clean.accuracy:.1%} right",
+        "robust": f"under the worst patch: {one.robust.accuracy:.1%} right",
+    }
     for axes, (name, matrix) in zip(panels, counts.items(), strict=True):
         totals = matrix.sum(axis=1, keepdims=True)
         shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
@@ -230,7 +221,7 @@ def confusion(run: PlottedRun, counts: dict[str, np.ndarray]) -> Any:
         image, ax=panels, label="share of the images of the true class", format="{x:.0%}", fraction=0.04, pad=0.015, shrink=0.85
     )
     epoch = "" if one.epoch is None else f", epoch {one.epoch}"
-    figure.suptitle(f"{_middle_cut(run.name, _LONGEST_RUN)}{epoch}: {cut(headline.robust.name, _LONGEST_PATCH)}", fontsize=9)
+    figure.suptitle(f"{cut(run.name, _LONGEST_RUN, middle=True)}{epoch}: {cut(one.worst_patch, _LONGEST_PATCH)}", fontsize=9)
     return figure
 
 
@@ -241,9 +232,3 @@ def _legend(figure: Any, styles: Sequence[dict[str, Any]]) -> None:
     n_columns = max(1, min(len(styles), 130 // (8 + max(len(style["label"]) for style in styles))))
     figure.set_figheight(figure.get_figheight() + 0.19 * (-(-len(styles) // n_columns) - 1))
     figure.legend(handles=[Line2D([], [], **style) for style in styles], loc="outside lower center", ncols=n_columns, frameon=False)
-
-
-def _middle_cut(name: str, longest: int) -> str:
-    """A name without its middle where it is too long."""
-    half = (longest - 1) // 2
-    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"

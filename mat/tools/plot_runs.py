@@ -1,5 +1,6 @@
 """What the plots show of a run: its log, its evaluations, the pictures of its bank and the names of its classes, read and checked."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -9,11 +10,10 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import pydantic
 from PIL import Image
 
 from mat.cli.command import load_tensorflow
@@ -21,6 +21,7 @@ from mat.cli.errors import UserError
 from mat.cli.text import single_line
 from mat.cli.yaml_reader import read_mapping
 from mat.data.metadata import trained_classes
+from mat.models.weights import git_blob
 from mat.robustness.store import EVALUATION_SUFFIX, REPORT_FILE, read_arrays
 
 _LOG_FILE, _CONFIG_FILE, _BANK_FILE, _EXAMPLES_FILE = "log.csv", "config.yaml", "patches.npz", "examples.csv"
@@ -28,7 +29,7 @@ _NOT_OF_THE_KIND = ("base_result_dir", "unique_name", "seed")  # keys of a confi
 _WEIGHTS_EPOCH = re.compile(r"_(\d+)(\.weights)?\.h5")
 
 
-class Estimate(pydantic.BaseModel):
+class Estimate(NamedTuple):
     """An accuracy in [0, 1] with its 95 % interval."""
 
     accuracy: float
@@ -36,67 +37,25 @@ class Estimate(pydantic.BaseModel):
     high: float
 
 
-class _Worst(Estimate):
-    name: str
-
-
-class _Clean(Estimate):
-    n_images: int
-
-
-class _Headline(pydantic.BaseModel):
-    clean: _Clean
-    robust: _Worst
-    every_image_under_its_worst_patch: Estimate
-    n_patches: int
-
-
-class _Fitted(pydantic.BaseModel):
-    target: int | None
-    target_name: str | None
-
-
-class _GridSummary(pydantic.BaseModel):
-    mean: float
-
-
-class _IterationsPoint(Estimate):
-    iterations: int
-
-
-class _SizePoint(Estimate):
-    patch_shape: tuple[int, int, int]
-
-
-class _Curves(pydantic.BaseModel):
-    iterations: list[_IterationsPoint]
-    patch_size: list[_SizePoint]
-
-
-class _Subject(pydantic.BaseModel):
-    n_classes: int
-    weights: str | None
-    protocol: dict[str, Any]
-
-
-class EvaluationReport(pydantic.BaseModel):
-    """The part of `report.json` that is drawn; docs/evaluation.md has its schema."""
-
-    headline: _Headline
-    grid: list[_Fitted]
-    grid_summary: _GridSummary
-    controls: list[Estimate]
-    curves: _Curves
-    subject: _Subject
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A finished evaluation of one of a run's networks."""
+    """A finished evaluation of one of a run's networks: what is drawn of `report.json`, whose schema is in docs/evaluation.md."""
 
     directory: pathlib.Path
     epoch: int | None  # after which its weights were saved; None: not known
-    report: EvaluationReport
+    protocol: str
+    n_classes: int
+    n_images: int
+    n_patches: int
+    clean: Estimate
+    control: Estimate | None  # the strongest
+    grid_mean: Estimate  # without an interval
+    worst_patch: str
+    robust: Estimate  # under the worst patch
+    every_image: Estimate  # under its own worst patch
+    by_iterations: dict[int, Estimate]
+    by_area: dict[int, Estimate]  # of the patch, pixels
+    target_names: dict[int, str]  # of classes, by label
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,10 +82,10 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[PlottedRun]:
     for path in directories:
         if not path.is_dir():
             raise UserError(f"{path}: no such directory. Give the result directory of a training run, or the directory of an evaluation")
-    return [_read_run(path, _unique_name(path, directories)) for path in directories]
+    return [_read_run(path, _shown_name(path, directories)) for path in directories]
 
 
-def _unique_name(path: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
+def _shown_name(path: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
     """As many of a path's last parts as no other path has."""
     tails = (path.parts[-n:] for n in itertools.count(1))
     return str(pathlib.Path(*next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in paths) == 1)))
@@ -134,71 +93,104 @@ def _unique_name(path: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
 
 def _read_run(path: pathlib.Path, name: str) -> PlottedRun:
     """What there is to draw of the run or the evaluation in a directory."""
-    missing: list[str] = []
     log: dict[str, np.ndarray] = {}
     bank: dict[int, np.ndarray] = {}
     order = np.zeros(0, np.int64)
     alone = (path / REPORT_FILE).is_file()
     directories = [path] if alone else [found for found in sorted(path.glob(f"*{EVALUATION_SUFFIX}*")) if found.is_dir()]
     try:
+        finished = [found for found in directories if (found / REPORT_FILE).is_file()]
+        config = read_mapping(path / _CONFIG_FILE) if (path / _CONFIG_FILE).is_file() else {"run": str(path)}
         if (path / _LOG_FILE).is_file():
             load_tensorflow()
             log, (bank, order) = _read_log(path / _LOG_FILE), _read_bank(path)
-        finished = [found for found in directories if (found / REPORT_FILE).is_file()]
-        last_epoch = int(log["Epoch"][-1]) if log else None
-        evaluations = [_read_evaluation(found, last_epoch) for found in finished]
-        config = read_mapping(path / _CONFIG_FILE) if (path / _CONFIG_FILE).is_file() else {"run": str(path)}
+        networks = _last_network(path, config.get("n_epochs"), log) if log else {}
+        evaluations = [_read_evaluation(found, networks) for found in finished]
         classes = dict(enumerate(trained_classes(path if alone else path / REPORT_FILE)))
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: classes.txt cannot be read: {error.reason} at byte {error.start}. Save it as UTF-8") from None
-    missing += [f"{found.name} has no {REPORT_FILE}: not finished, left out" for found in directories if found not in finished]
+    missing = [f"{found.name} has no {REPORT_FILE}: not finished, left out" for found in directories if found not in finished]
     if alone:
         missing.append("an evaluation alone: no learning curves, no bank")
-    else:
-        missing += [f"no epoch in {_LOG_FILE}: no learning curves"] * (not log) + ["no bank in events: no strips of it"] * (not bank)
-    if bank and (lacking := set(log["Epoch"]) - set(bank)):
+    elif not log:
+        missing.append(f"no epoch in {_LOG_FILE}: no learning curves")
+    if not alone and not bank:
+        missing.append("no bank in events: no strips of it")
+    if log and bank and (lacking := set(log["Epoch"]) - set(bank)):
         missing.append(f"no bank in events of {len(lacking)} of the {len(log['Epoch'])} epochs in {_LOG_FILE}: left out")
-    missing += ["no evaluation: no robust accuracy, no confusion"] * (not evaluations)
+    if not evaluations:
+        missing.append("no evaluation: no robust accuracy, no confusion")
     for one in evaluations:
-        classes = {row.target: row.target_name for row in one.report.grid if row.target is not None and row.target_name} | classes
+        classes = one.target_names | classes
     kind = json.dumps({key: value for key, value in config.items() if key not in _NOT_OF_THE_KIND}, sort_keys=True, default=str)
-    evaluations.sort(key=lambda one: (-1 if one.epoch is None else one.epoch, -one.report.headline.robust.accuracy))
+    evaluations.sort(key=lambda one: (-1 if one.epoch is None else one.epoch, -one.robust.accuracy))
     return PlottedRun(name, kind, log, evaluations, bank, order, classes, missing)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path, what: str, remedy: str) -> Iterator[None]:
+    """Within this block a file that is damaged or cannot be read ends in a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise UserError(f"{path}: not {what} ({type(error).__name__}: {single_line(str(error))}). {remedy}") from None
 
 
 def _read_log(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The columns of a log.csv."""
     from mat.results.run_directory import LOG_COLUMNS, ROBUST_COLUMN
 
-    try:
+    with _reading(path, "a log of this program", "Restore it, or leave this run out"):
         rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode()), delimiter=";", strict=True))
-        columns = {name: [float(row[name] or "nan") for row in rows] for name in LOG_COLUMNS}
-        columns |= {name: [float(row.get(name) or "nan") for row in rows] for name in ROBUST_COLUMN}
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        columns, reason = {"Epoch": [math.nan]}, f"{type(error).__name__}: {single_line(str(error))}"
-    else:
-        reason = "an epoch is missing"
-    if not np.isfinite(columns["Epoch"]).all():
-        raise UserError(f"{path}: not a log of this program ({reason}). Restore it, or leave this run out")
-    return {name: np.array(values) for name, values in columns.items()} if rows else {}
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in LOG_COLUMNS}
+        columns |= {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in ROBUST_COLUMN}
+        if not np.isfinite(columns["Epoch"]).all():
+            raise ValueError("an epoch is missing")
+    return columns if rows else {}
 
 
-def _read_evaluation(directory: pathlib.Path, last_epoch: int | None) -> Evaluation:
-    """The evaluation in a directory."""
+def _last_network(run: pathlib.Path, n_epochs: object, log: dict[str, np.ndarray]) -> dict[str, int]:
+    """The epoch of a finished run's whole own network by the git blob of its file, which has no epoch in its name; else empty."""
+    from mat.results.run_directory import NETWORK_FILE
+
+    if len(log["Epoch"]) != n_epochs or not (run / NETWORK_FILE).is_file():
+        return {}  # while a run is extended, the file is that of the epochs before
+    return {git_blob(run / NETWORK_FILE): int(log["Epoch"][-1])}
+
+
+def _read_evaluation(directory: pathlib.Path, networks: dict[str, int]) -> Evaluation:
+    """The evaluation in a directory; `networks` are epochs by the git blobs of weights whose names do not tell them."""
     path = directory / REPORT_FILE
-    try:
-        report = EvaluationReport.model_validate_json(path.read_bytes())
-    except pydantic.ValidationError as failure:
-        first = failure.errors(include_url=False)[0]
-        reason = single_line(": ".join([*[".".join(map(str, first["loc"]))] * bool(first["loc"]), first["msg"]]))
-        raise UserError(f"{path}: not a report of this program ({reason}). Evaluate that network again, or remove the file") from None
-    weights = pathlib.Path(report.subject.weights or "").name
-    if weights == "network.keras":  # of a run: its own network after the last epoch
-        return Evaluation(directory, last_epoch, report)
-    found = _WEIGHTS_EPOCH.search(weights)
-    return Evaluation(directory, int(found[1]) if found else None, report)
+    with _reading(path, "a report of this program", "Evaluate that network again, or remove the file"):
+        report = json.loads(path.read_bytes())
+        head, subject, curves = report["headline"], report["subject"], report["curves"]
+        found = _WEIGHTS_EPOCH.search(pathlib.Path(subject["weights"] or "").name)
+        return Evaluation(
+            directory=directory,
+            epoch=int(found[1]) if found else networks.get(subject.get("weights_git_blob")),
+            protocol=json.dumps(subject["protocol"], sort_keys=True),
+            n_classes=int(subject["n_classes"]),
+            n_images=int(head["clean"]["n_images"]),
+            n_patches=int(head["n_patches"]),
+            clean=_estimate(head["clean"]),
+            control=min(map(_estimate, report["controls"]), default=None),
+            grid_mean=Estimate(*[float(report["grid_summary"]["mean"])] * 3),
+            worst_patch=str(head["robust"]["name"]),
+            robust=_estimate(head["robust"]),
+            every_image=_estimate(head["every_image_under_its_worst_patch"]),
+            by_iterations={int(point["iterations"]): _estimate(point) for point in curves["iterations"]},
+            by_area={math.prod(point["patch_shape"][:2]): _estimate(point) for point in curves["patch_size"]},
+            target_names={int(row["target"]): str(row["target_name"]) for row in report["grid"] if row["target_name"] is not None},
+        )
+
+
+def _estimate(values: dict[str, Any]) -> Estimate:
+    """An accuracy of a report."""
+    return Estimate(*(float(values[name]) for name in Estimate._fields))
 
 
 def _read_bank(run: pathlib.Path) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -241,20 +233,15 @@ def read_confusion(evaluation: Evaluation) -> dict[str, np.ndarray] | None:
     Raises:
         UserError: the file is damaged, or of another evaluation.
     """
-    path, n_classes = evaluation.directory / _EXAMPLES_FILE, evaluation.report.subject.n_classes
-    columns = {"clean": "clean", "robust": evaluation.report.headline.robust.name}
+    path, n_classes = evaluation.directory / _EXAMPLES_FILE, evaluation.n_classes
+    columns = {"clean": "clean", "robust": evaluation.worst_patch}
     if not path.is_file():
         return None
-    try:
+    with _reading(path, "the examples of the report beside it", "Evaluate again, or remove the file"):
         rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode()), strict=True))
         label, *predictions = (np.array([int(row[name]) for row in rows], np.int64) for name in ("label", *columns.values()))
         flat = [n_classes * label + predicted for predicted in predictions]
         if not all(np.isin(values, range(n_classes)).all() for values in (label, *predictions)):
             raise ValueError(f"a class beyond 0..{n_classes - 1}")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        reason = f"{type(error).__name__}: {single_line(str(error))}"
-        raise UserError(f"{path}: not the examples of the report beside it ({reason}). Evaluate again, or remove the file") from None
     counts = (np.bincount(one, minlength=n_classes**2).reshape(n_classes, n_classes) for one in flat)
     return dict(zip(columns, counts, strict=True))

@@ -13,7 +13,7 @@ from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, report_
 from mat.tools.export_patches import ExportedPatch, read_exported
 
 
-def fitted_patches(weights: pathlib.Path) -> pathlib.Path | None:
+def fitted_patches_file(weights: pathlib.Path) -> pathlib.Path | None:
     """The file of the patches that were fitted to weights: beside them, or in their newest finished evaluation; None without one."""
     if (beside := weights.with_name(FITTED_PATCHES_FILE)).is_file():
         return beside
