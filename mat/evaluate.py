@@ -65,8 +65,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input-range", choices=RANGES, help=meaning)
     meaning = "also try these patches: PNG or another picture, .npz of this program, .npy [R, h, w, 3]"
     parser.add_argument("--patches", metavar="FILE", nargs="+", action="extend", default=[], type=expand_path, help=meaning)
-    meaning = "also try the patches that evaluations fitted on other models"
-    parser.add_argument("--patches-from", metavar="RUN", nargs="+", action="extend", default=[], type=expand_path, help=meaning)
+    meaning = "also try the patches that an evaluation fitted on another model; may be given several times"
+    parser.add_argument("--patches-from", metavar="RUN", action="append", default=[], type=expand_path, help=meaning)
     meaning = "continue an interrupted evaluation in DIR, or add patches, attacks or curves to a finished one"
     parser.add_argument("--resume", action="store_true", help=meaning)
     parser.add_argument("--quick", action="store_true", help="a first look: white-box only, one start and step size, few iterations")

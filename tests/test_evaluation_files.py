@@ -112,3 +112,19 @@ def test_patches_of_several_networks_have_names_of_their_own(tmp_path):
     np.savez(path, **ARRAYS)
     names = [name for name, _ in read_transferred([path])]
     assert [name for name, _ in read_transferred([path, path])] == [f"{number}-{name}" for number in (1, 2) for name in names]
+
+
+def test_a_report_stays_until_its_successor_is_made(tmp_path):
+    asked, more = {"seed": 0, "patches_git_blob": None}, {"seed": 0, "patches_git_blob": ["a"]}
+    directory = ReportDirectory(tmp_path / "report", asked)
+    directory.create()
+    content = json.dumps({"headline": {}, "subject": asked}).encode()
+    directory.write_report({"report.md": b"", "report.json": content})
+    grown = ReportDirectory(tmp_path / "report", more, resume=True)
+    assert grown.report is None
+    grown.create()  # and is killed
+    assert ReportDirectory(tmp_path / "report", asked, resume=True).report == json.loads(content)
+    assert ReportDirectory(tmp_path / "report", more, resume=True).report is None
+    with pytest.raises(FileNotFoundError):  # killed between two files: the old report does not stand beside new files
+        grown.write_report({"report.md": b"new", "missing/directory": b""})
+    assert read_report(tmp_path / "report") is None

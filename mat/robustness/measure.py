@@ -82,7 +82,7 @@ def measure_robustness(
     subject, protocol = _subject(config, model, splits, files), config.to_values()["evaluation"]
     fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
     results = ReportDirectory(directory, subject | fixed, resume=resume, numbered=numbered)
-    title, report = "This evaluation was finished before", results.finished_report()
+    title, report = "This evaluation was finished before", results.report
     if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
     else:
@@ -100,7 +100,7 @@ def measure_robustness(
             report = make_report(scores, protocol=config.evaluation, subject=subject, class_names=names)
             run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
             report["run"] = run | {"device": device_name()}
-            results.write(_report_files(scores, report, names))
+            results.write_report(_report_files(scores, report, names))
         except OSError as error:
             raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
     _print_summary(report, results, title)

@@ -73,6 +73,7 @@ class ReportDirectory:
 
     def __init__(self, path: str | os.PathLike[str], protocol: dict, *, resume: bool = False, numbered: bool = False) -> None:
         self.path, self._protocol = pathlib.Path(path), protocol
+        self.report: dict | None = None  # of the finished evaluation in it, which has all that the protocol asks for
         for number in itertools.count(2):
             try:
                 self._check(resume)
@@ -91,28 +92,33 @@ class ReportDirectory:
         if occupied and not resume:
             raise UserError(f"{self.path}: exists already. {_REMEDY}, or continue the evaluation in it with --resume")
         check_writable(self.path, _REMEDY)
+        if occupied and (report := read_report(self.path)) and self._is_in(report):
+            self.report = report
+            return
         saved = _read_json(self.path / _PROTOCOL_FILE) if occupied else self._protocol
         if not saved:
             raise UserError(f"{self.path}: holds no evaluation to continue ({_PROTOCOL_FILE}). {_REMEDY}")
         for key in saved | self._protocol:
             then, now = saved.get(key), self._protocol.get(key)
-            if then != now and not (key in _MAY_GROW and _grows(then, now)):
+            if then != now and not (key in _MAY_GROW and _grows(then, now)):  # what was tried must stay
                 difference = f"the evaluation in it has {key}: {single_line(str(then))}, and this one has {key}: {single_line(str(now))}"
                 raise UserError(f"{self.path}: {difference}. Give what it was begun with, or choose another --output")
 
-    def finished_report(self) -> dict | None:
-        """The report of the evaluation in the directory, if it has all that the protocol asks for."""
-        report = read_report(self.path)
-        if report is None:
-            return None
+    def _is_in(self, report: dict) -> bool:
+        """Whether a report has all that the protocol asks for."""
         subject = report["subject"]
         done = subject | {f"evaluation.{key}": value for key, value in subject.get("protocol", {}).items()}
-        return report if all(done.get(key) == self._protocol.get(key) for key in _MAY_GROW) else None
+        return all(now == done.get(key) or (key in _MAY_GROW and _grows(now, done.get(key))) for key, now in self._protocol.items())
 
     def create(self) -> None:
         """Make the directory, with the protocol in it."""
         (self.path / "restarts").mkdir(parents=True, exist_ok=True)
         self.write({_PROTOCOL_FILE: (json.dumps(self._protocol, indent=2) + "\n").encode()})
+
+    def write_report(self, files: dict[str, bytes]) -> None:
+        """Write what a finished evaluation leaves, the report last, in place of an earlier one's."""
+        (self.path / REPORT_FILE).unlink(missing_ok=True)
+        self.write(files)
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write files, name -> content, in their order."""
@@ -132,7 +138,7 @@ class ReportDirectory:
 
 
 def _grows(then: list | bool | None, now: list | bool | None) -> bool:
-    """Whether a list has all that it had, or a switch is on that was off."""
+    """Whether a list still has all that it had, or a switch that was off is on."""
     if isinstance(then, bool) or isinstance(now, bool):
         return not then
     return set(then or ()) <= set(now or ())

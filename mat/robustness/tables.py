@@ -18,13 +18,13 @@ def report_markdown(report: dict) -> bytes:
     subject |= {f"evaluation.{key}": value for key, value in subject.pop("protocol").items()}
     subject |= {"forward passes": report["cost"]["forward_passes"]} | report["versions"]
     sections = {
-        "# Robustness against universal patches": f"{_table(['', 'accuracy', '95 % interval'], accuracies)}\n\n"
+        "# Robustness against universal patches": f"{markdown_table(['', 'accuracy', '95 % interval'], accuracies)}\n\n"
         f"On {headline['clean']['n_images']:,} held-out images. The worst of the {headline['n_patches']} patches that were tried is "
         f"`{robust['name']}` ({robust['attack'].replace('_', '-')}). Over the {summary['n_patches']} white-box patches of the grid the "
         f"accuracy is {summary['mean']:.1%} on average (standard deviation {summary['standard_deviation']:.1%}, from "
         f"{summary['lowest']:.1%} to {summary['highest']:.1%}). Intervals: Beta posterior under the Jeffreys prior, of each patch by "
         "itself.",
-        "## Can it be trusted?": _table(["check", "status", ""], checks),
+        "## Can it be trusted?": markdown_table(["check", "status", ""], checks),
         "## Attacks": _attack_table(report["grid"]),
         "### Gradient-free: random search over squares": _attack_table(report["gradient_free"]),
         "### Patches fitted on another network": _other_table(report["transfer"]),
@@ -32,7 +32,7 @@ def report_markdown(report: dict) -> bytes:
         "## Controls": _other_table(report["controls"]),
         "## Accuracy against iterations": _curve_table(report["curves"]["iterations"], "iterations"),
         "## Accuracy against patch size": _curve_table(report["curves"]["patch_size"], "patch_shape"),
-        "## What was evaluated": _table(["", ""], ([name, f"`{value}`"] for name, value in subject.items())),
+        "## What was evaluated": markdown_table(["", ""], ([name, f"`{value}`"] for name, value in subject.items())),
     }
     return ("\n\n".join(f"{title}\n\n{content}" for title, content in sections.items() if content) + "\n").encode()
 
@@ -46,20 +46,20 @@ def _attack_table(rows: list[dict]) -> str:
         step_size = "" if row["step_size"] is None else f"{row['step_size']:g}"
         effect = [*_interval(row), _percent(row["fooled"]), _percent(row.get("success"))]
         lines.append([goal, row["start"], step_size, row["iterations"], *effect, f"{row['first_loss']:.3f} → {row['last_loss']:.3f}"])
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _other_table(rows: list[dict]) -> str:
     """Patches that were not fitted to the network."""
     lines = [[f"`{row['name']}`", *_interval(row), _percent(row["fooled"])] for row in rows]
-    return _table(["patch", "accuracy", "95 % interval", "fooled"], lines)
+    return markdown_table(["patch", "accuracy", "95 % interval", "fooled"], lines)
 
 
 def _curve_table(points: list[dict], key: str) -> str:
     """The points of a curve; `key` is what they differ in."""
     values = ["x".join(map(str, point[key][:2])) if key == "patch_shape" else point[key] for point in points]
     lines = [[value, *_interval(p), _percent(p["mean"]), p["n_patches"]] for value, p in zip(values, points, strict=True)]
-    return _table([key.replace("_", " "), "worst", "95 % interval", "mean", "patches"], lines)
+    return markdown_table([key.replace("_", " "), "worst", "95 % interval", "mean", "patches"], lines)
 
 
 def _interval(estimate: dict) -> tuple[str, str]:
@@ -70,7 +70,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+def markdown_table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; empty without rows."""
     lines = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in (" | ".join(header), " | ".join(["---"] * len(header)), *lines)) if lines else ""
