@@ -1,18 +1,23 @@
 """The parts of a training run, made from its config: data, model, bank of meta-patches, step (INIT of Algorithm 1 of arXiv:2101.11453)."""
 
+import contextlib
 import dataclasses
 import pathlib
+import tempfile
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
 from mat.cli.console import console
 from mat.cli.devices import configure, report_device_errors, use_xla
-from mat.cli.errors import UserError
+from mat.cli.errors import NonFiniteLossError, UserError
+from mat.cli.files import check_writable
 from mat.config import PatchTrainingConfig
-from mat.data.reading import Records
+from mat.data.reading import LABELED_SPLITS, Records
+from mat.data.records import record_path
 from mat.data.splits import fingerprint, read_splits
-from mat.data.tiny_imagenet import initial_images
+from mat.data.tiny_imagenet import initial_images, train_dataset
 from mat.models import create_model, load_weights
 from mat.models.kernels import random_states
 from mat.models.own_network_checks import check_trainable
@@ -21,6 +26,8 @@ from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_pat
 from mat.results.checkpoints import RunRecord
 from mat.results.resume import read_record, restore
 from mat.results.run_directory import ResultDirectory
+from mat.results.schedule import describe_extensions, learning_rate
+from mat.results.summary import print_plan
 from mat.seeds import stream_seed
 from mat.step import TrainingStep
 
@@ -79,6 +86,40 @@ class TrainingRun:
         """About how much the rest of the run writes: weights, and checkpoints, of which the next one is there before one goes."""
         weights = (self.config.n_epochs - self.epoch) * 4 * self.model.count_params()
         return weights + (self.config.checkpoints_to_keep + 1) * self.checkpoint_bytes
+
+    @property
+    def extended(self) -> str:
+        """How the run was extended, in words; empty where it was not."""
+        config = self.config
+        return describe_extensions(n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.record.extensions)
+
+    def print_plan(self) -> None:
+        """Print what the run will do."""
+        print_plan(
+            self.config,
+            (self.train_records, self.validation_records),
+            n_parameters=self.model.count_params(),
+            steps_per_epoch=self.steps_per_epoch,
+            n_steps_done=int(self.step.step),
+            n_bytes=self.bytes_to_write,
+            extensions=self.extended,
+        )
+
+    def batches(self, epoch: int, first_batch: int = 0) -> tf.data.Dataset:
+        """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's."""
+        config = self.config
+        rate = learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.record.extensions)
+        self.step.optimizer.learning_rate.assign(rate)
+        return train_dataset(
+            self.train_records,
+            batch_size=config.batch_size,
+            n_classes=config.n_classes,
+            image_size=config.image_size,
+            label_smoothing=config.label_smoothing,
+            seed=config.seed,
+            epoch=epoch,
+            first_batch=first_batch,
+        )
 
 
 def build_run(
@@ -177,6 +218,33 @@ def create_step(config: PatchTrainingConfig, model: keras.Model, bank: PatchBank
         weight_decay=config.weight_decay,
         seed=config.seed,
         jit_compile=use_xla(config.jit_compile),
+    )
+
+
+@contextlib.contextmanager
+def demo_in_temporary_directory(config: PatchTrainingConfig) -> Iterator[PatchTrainingConfig]:
+    """Within the block the config with the demo's data set in a temporary directory, where it is missing and would be made.
+
+    Raises:
+        UserError: it could not be made in `data_dir`.
+    """
+    if config.dataset != "demo" or all(record_path(config.data_dir, split).exists() for split in LABELED_SPLITS):
+        yield config
+        return
+    check_writable(config.data_dir, "Change data_dir")
+    console.print(f"{config.data_dir}: has no data set yet; the dry run makes it in a temporary directory")
+    with tempfile.TemporaryDirectory() as directory:
+        yield config.replace(data_dir=directory)
+
+
+def non_finite_error(run: TrainingRun, failed_step: int, saved: str) -> NonFiniteLossError:
+    """The message on a step of a run, counted from 0, that was not finite, with what is `saved` in words."""
+    config, (epoch, step) = run.config, divmod(failed_step, run.steps_per_epoch)
+    return NonFiniteLossError(
+        f"the loss or its gradient became NaN or infinite at step {failed_step + 1} (epoch {epoch + 1}, step {step + 1}), which was "
+        f"not made; {saved}. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
+        f"{'' if config.own_network else f'normalization: strip (now {config.normalization}) or '}precision: float32 (now "
+        f"{config.precision}) under another unique_name"
     )
 
 

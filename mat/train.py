@@ -1,13 +1,10 @@
 """Command line: train a model with meta adversarial training as a YAML file says."""
 
 import argparse
-import contextlib
 import json
 import pathlib
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
@@ -17,7 +14,6 @@ from mat import CallableModule
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_table
 from mat.cli.errors import UserError
-from mat.cli.files import check_writable
 from mat.cli.paths import expand_path, literal_name
 from mat.cli.signals import raised_signals
 from mat.config import PatchTrainingConfig
@@ -75,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(f"{arguments.config}: {dry}training into {config.result_dir}; loading TensorFlow")
     with raised_signals(_STOPPED):
         load_tensorflow()
-    function = rehearse_runs if arguments.dry_run else train_runs
+    function = dry_run if arguments.dry_run else train_runs
     function(config, resume=resume, extend=arguments.extend)
 
 
@@ -99,7 +95,7 @@ def build_trainers(config: PatchTrainingConfig, *, resume: bool, extend: int | N
     """The trainers of the run and of its plain baseline: both are built, and so checked, before the hours of the first.
 
     Raises:
-        UserError: as `build_run`, or the baseline was not extended as the run is.
+        UserError: as `build_run`, or the baseline is missing, or was not extended as the run is.
     """
     from mat.run import build_run
     from mat.trainer import Trainer
@@ -108,8 +104,15 @@ def build_trainers(config: PatchTrainingConfig, *, resume: bool, extend: int | N
     run = build_run(config, resume=resume, extend=extend, resume_config=resume_config)
     if not config.plain_baseline:
         return [Trainer(run)]
+    plain_config = config.without_patches()
+    if run.record.extensions and not any(plain_config.result_dir.glob("checkpoints/ckpt-*.index")):
+        raise UserError(
+            f"plain_baseline: true compares runs of one schedule, and {plain_config.result_dir} has no run to extend as {run.results.path} "
+            f"was. Set plain_baseline: false, or first train it alone, by the same config with n_patches: 0, plain_baseline: false, "
+            f"n_epochs: {run.record.extensions[0][1]} and unique_name: {plain_config.result_dir.name}"
+        )
     extend = run.config.n_epochs if run.record.extensions else extend
-    plain = build_run(config.without_patches(), resume=resume, extend=extend, resume_config=resume_config)
+    plain = build_run(plain_config, resume=resume, extend=extend, resume_config=resume_config)
     if run.record.extensions != plain.record.extensions:
         raise UserError(
             f"plain_baseline: true compares runs of one schedule, and {run.results.path} would be extended after another epoch than "
@@ -118,67 +121,19 @@ def build_trainers(config: PatchTrainingConfig, *, resume: bool, extend: int | N
     return [Trainer(run), Trainer(plain)]
 
 
-def rehearse_runs(config: PatchTrainingConfig, *, resume: bool = False, extend: int | None = None) -> None:
+def dry_run(config: PatchTrainingConfig, *, resume: bool = False, extend: int | None = None) -> None:
     """Dry run of `train_runs`: all is read, checked and built, two steps are made, and nothing is written.
 
     Raises:
         UserError: as `train_runs`.
         NonFiniteLossError: the loss or a gradient of these steps is NaN or infinite.
     """
-    with raised_signals(_STOPPED), demo_elsewhere(config) as config:
+    from mat.run import demo_in_temporary_directory
+
+    with raised_signals(_STOPPED), demo_in_temporary_directory(config) as config:
         for trainer in build_trainers(config, resume=resume, extend=extend):
-            if trainer.run.epoch < trainer.run.config.n_epochs:
-                rehearse(trainer)
-            else:
-                console.print(f"{trainer.run.results.path}: this run is finished; nothing is left to train")
+            trainer.dry_run()
     console.print("Nothing was written")
-
-
-@contextlib.contextmanager
-def demo_elsewhere(config: PatchTrainingConfig) -> Iterator[PatchTrainingConfig]:
-    """Within the block the config with the demo's data set in a temporary directory, where it is missing and would be made."""
-    from mat.data.reading import LABELED_SPLITS
-    from mat.data.records import record_path
-
-    if config.dataset != "demo" or all(record_path(config.data_dir, split).exists() for split in LABELED_SPLITS):
-        yield config
-        return
-    check_writable(config.data_dir, "Change data_dir")
-    console.print(f"{config.data_dir}: has no data set yet; the dry run makes it in a temporary directory")
-    with tempfile.TemporaryDirectory() as directory:
-        yield config.replace(data_dir=directory)
-
-
-def rehearse(trainer: "Trainer") -> None:
-    """Print the plan of a run that is not finished, and from two steps and a batch of validation what is left of it will take."""
-    from mat.cli.devices import report_device_errors
-    from mat.results.estimate import print_estimate
-    from mat.robustness.plan import make_plan
-    from mat.run import memory_advice
-
-    run, config, evaluation = trainer.run, trainer.run.config, "none (robust_evaluation: none)"
-    trainer.print_plan()
-    if trainer.protocol is not None:
-        bank = (run.bank.patches.numpy(), run.bank.targets.numpy()) if run.bank and "bank" in trainer.protocol.starts else None
-        plan = make_plan(config.replace(evaluation=trainer.protocol), (run.train_records, run.validation_records), bank=bank)
-        evaluation = f"{config.robust_evaluation}: {plan.cost:,} forward passes of one image, not in the time of the training"
-    batch, validation_batch = next(iter(trainer.batches(run.epoch))), next(iter(trainer.validation_batches))
-
-    def step() -> None:
-        run.step.train_on_batch(*batch)
-        if (failed_step := int(run.step.failed_step)) >= 0:
-            raise trainer.non_finite_error(failed_step, "in this dry run nothing is saved")
-
-    with report_device_errors(lambda: memory_advice(config, run.results)):
-        print_estimate(
-            step=step,
-            validation=lambda: trainer.count_correct(*validation_batch),
-            n_steps=config.n_epochs * run.steps_per_epoch - int(run.step.step),
-            n_validations=config.n_epochs - run.epoch,
-            n_validation_batches=-(-len(run.validation_records.labels) // config.batch_size),
-            batch_size=config.batch_size,
-            evaluation=evaluation,
-        )
 
 
 def refuse_another_directory(arguments: argparse.Namespace, config: PatchTrainingConfig) -> None:

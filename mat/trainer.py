@@ -8,23 +8,24 @@ import time
 import keras
 import tensorflow as tf
 
-from mat.cli.console import console
+from mat.cli.console import console, print_facts
 from mat.cli.devices import report_device_errors, use_xla
-from mat.cli.errors import NonFiniteLossError, StoppedError
+from mat.cli.errors import StoppedError
 from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
 from mat.config import EvaluationConfig
 from mat.data.splits import class_names
-from mat.data.tiny_imagenet import train_dataset, validation_dataset
+from mat.data.tiny_imagenet import validation_dataset
 from mat.models.prepared import compile_with
-from mat.results.run_directory import BANK_FILE, CONFIG_FILE
-from mat.results.schedule import describe_extensions, learning_rate
-from mat.results.summary import print_plan, print_summary
+from mat.results.estimate import print_estimate
+from mat.results.run_directory import BANK_FILE, CONFIG_FILE, NETWORK_FILE
+from mat.results.summary import print_summary
 from mat.robustness.display import Report
 from mat.robustness.measure import measure_robustness
+from mat.robustness.plan import make_plan
 from mat.robustness.report import headline_text
-from mat.robustness.store import report_path
-from mat.run import TrainingRun, memory_advice
+from mat.robustness.store import read_report, report_path
+from mat.run import TrainingRun, memory_advice, non_finite_error
 from mat.step import is_correct
 
 
@@ -53,7 +54,6 @@ class Trainer:
 
     Attributes:
         run: as given.
-        validation_batches: all validation images and their labels, in batches.
     """
 
     def __init__(self, run: TrainingRun):
@@ -61,10 +61,10 @@ class Trainer:
         self._stop = StopRequest()
         self._saved_at = 0.0  # when this process last wrote a checkpoint
         config = run.config
-        self.validation_batches = validation_dataset(
+        self._validation_batches = validation_dataset(
             run.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size, cached=True
         )
-        self._count_correct = compile_with(run.model, self._count_correct_in_batch, jit_compile=use_xla(config.jit_compile))
+        self._compiled_count = compile_with(run.model, self._count_correct_in_batch, jit_compile=use_xla(config.jit_compile))
 
     def fit(self) -> TrainingResult:
         """Train, validate and save for the epochs that are left, then evaluate robustness as `robust_evaluation` says.
@@ -78,10 +78,10 @@ class Trainer:
         first_epoch, started = run.epoch, time.monotonic()
         try:
             with noted_signals() as self._stop, results.opened():
-                if run.is_extended_now:
+                if run.is_extended_now:  # once there is such a checkpoint, the network of the shorter run must be gone
+                    (results.path / NETWORK_FILE).unlink(missing_ok=True)
                     self._save()  # before the config: how long a run is, its newest checkpoint says
-                extensions = self._extensions()
-                config.to_yaml(results.path / CONFIG_FILE, comment=f"Extended {extensions}" if extensions else "")
+                config.to_yaml(results.path / CONFIG_FILE, comment=f"Extended {run.extended}" if run.extended else "")
                 results.save_class_names(class_names(config.data_dir, config.n_classes))
                 self._write_log()
                 for row in run.record.rows:  # values that the event files lack
@@ -102,28 +102,42 @@ class Trainer:
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
         return TrainingResult(run.model, results.path, accuracies, report)
 
-    def print_plan(self) -> None:
-        """Print what the run will do."""
-        run = self.run
-        print_plan(
-            run.config,
-            (run.train_records, run.validation_records),
-            n_parameters=run.model.count_params(),
-            steps_per_epoch=run.steps_per_epoch,
-            n_steps_done=int(run.step.step),
-            n_bytes=run.bytes_to_write,
-            extensions=self._extensions(),
-        )
+    def dry_run(self) -> None:
+        """Print the plan of the run, and from two steps and a batch of validation what is left of it will take; nothing is written.
 
-    def _extensions(self) -> str:
-        """How the run was extended, in words."""
-        config = self.run.config
-        return describe_extensions(n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.run.record.extensions)
+        Raises:
+            NonFiniteLossError: the loss or a gradient of these steps is NaN or infinite.
+        """
+        run, config, results = self.run, self.run.config, self.run.results
+        if run.epoch == config.n_epochs:
+            console.print(f"{results.path}: this run is finished; nothing is left to train")
+            path = report_path(results.weights_path(config.n_epochs - 1), quick=config.robust_evaluation == "quick")
+            if self._protocol is not None and read_report(path) is None:
+                print_facts("Dry run: what is left to evaluate", {"evaluation": self._describe_evaluation()})
+            return
+        run.print_plan()
+        batch, validation_batch = next(iter(run.batches(run.epoch))), next(iter(self._validation_batches))
+
+        def step() -> None:
+            run.step.train_on_batch(*batch)
+            if (failed_step := int(run.step.failed_step)) >= 0:
+                raise non_finite_error(run, failed_step, "in this dry run nothing is saved")
+
+        with report_device_errors(lambda: memory_advice(config, results)):
+            print_estimate(
+                step=step,
+                validation=lambda: self._count_correct(*validation_batch),
+                n_steps=config.n_epochs * run.steps_per_epoch - int(run.step.step),
+                n_validations=config.n_epochs - run.epoch,
+                n_validation_batches=-(-len(run.validation_records.labels) // config.batch_size),
+                batch_size=config.batch_size,
+                evaluation=self._describe_evaluation(),
+            )
 
     def _train(self) -> None:
         """Train the epochs that are left."""
         run, config, n_done = self.run, self.run.config, int(self.run.step.step)
-        self.print_plan()
+        run.print_plan()
         progress = TrainingProgress(
             n_epochs=config.n_epochs, steps_per_epoch=run.steps_per_epoch, batch_size=config.batch_size, first_step=n_done
         )
@@ -135,7 +149,7 @@ class Trainer:
                     self._finish_epoch(epoch, progress)
         except OSError:
             with contextlib.suppress(OSError):  # it may have been another file or place that failed
-                self._save()
+                self._save(ending=True)
             raise
 
     def _train_epoch(self, epoch: int, progress: TrainingProgress) -> None:
@@ -144,7 +158,7 @@ class Trainer:
         n_done, first_of_epoch = int(step.step), epoch * run.steps_per_epoch
         if n_done == first_of_epoch:
             step.reset_metrics()
-        for done, (images, labels) in enumerate(self.batches(epoch, n_done - first_of_epoch), start=n_done + 1):
+        for done, (images, labels) in enumerate(run.batches(epoch, n_done - first_of_epoch), start=n_done + 1):
             loss, accuracy = step.train_on_batch(images, labels)
             if done % run.log_every_steps == 0:
                 self._check_finite()  # nothing is logged of a step that was not made
@@ -156,22 +170,6 @@ class Trainer:
                 self._save()
             self._stop_if_asked()
         self._check_finite()
-
-    def batches(self, epoch: int, first_batch: int = 0) -> tf.data.Dataset:
-        """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's."""
-        run, config = self.run, self.run.config
-        rate = learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=run.record.extensions)
-        run.step.optimizer.learning_rate.assign(rate)
-        return train_dataset(
-            run.train_records,
-            batch_size=config.batch_size,
-            n_classes=config.n_classes,
-            image_size=config.image_size,
-            label_smoothing=config.label_smoothing,
-            seed=config.seed,
-            epoch=epoch,
-            first_batch=first_batch,
-        )
 
     def _finish_epoch(self, epoch: int, progress: TrainingProgress) -> None:
         """Validate, log and save. The checkpoint comes last: until it is written, a resumed run does all of this again."""
@@ -191,17 +189,17 @@ class Trainer:
     def validate(self) -> float:
         """Clean accuracy on all validation images, in [0, 1]."""
         n_correct = 0
-        for images, labels in self.validation_batches:
-            n_correct += self.count_correct(images, labels)
+        for images, labels in self._validation_batches:
+            n_correct += self._count_correct(images, labels)
             self._stop_if_asked()
         return n_correct / len(self.run.validation_records.labels)
 
-    def count_correct(self, images: tf.Tensor, labels: tf.Tensor) -> int:
+    def _count_correct(self, images: tf.Tensor, labels: tf.Tensor) -> int:
         """How many images of a batch of at most `batch_size`, [B, H, W, 3], are classified correctly, by labels [B, n_classes]."""
         n_images = images.shape[0]
         missing = self.run.config.batch_size - n_images  # filled up, so that every batch has one shape and is compiled once
         images, labels = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), tf.pad(labels, [[0, missing], [0, 0]])
-        return int(self._count_correct(images, labels, tf.constant(n_images)))
+        return int(self._compiled_count(images, labels, tf.constant(n_images)))
 
     def _count_correct_in_batch(self, images: tf.Tensor, labels: tf.Tensor, n_images: tf.Tensor) -> tf.Tensor:
         """How many of the first `n_images` images of a batch are classified correctly."""
@@ -209,16 +207,25 @@ class Trainer:
         return tf.math.count_nonzero(correct & (tf.range(images.shape[0]) < n_images))
 
     @property
-    def protocol(self) -> EvaluationConfig | None:
+    def _protocol(self) -> EvaluationConfig | None:
         """How robustness is evaluated after the last epoch; None where it is not."""
         config = self.run.config
         return {"none": None, "quick": config.evaluation.quick(), "full": config.evaluation}[config.robust_evaluation]
+
+    def _describe_evaluation(self) -> str:
+        """How robustness is evaluated after the last epoch, in words."""
+        run, config, protocol = self.run, self.run.config, self._protocol
+        if protocol is None:
+            return "none (robust_evaluation: none)"
+        bank = (run.bank.patches.numpy(), run.bank.targets.numpy()) if run.bank and "bank" in protocol.starts else None
+        plan = make_plan(config.replace(evaluation=protocol), (run.train_records, run.validation_records), bank=bank)
+        return f"{config.robust_evaluation}: {plan.cost:,} forward passes of one image, not in the time of the training"
 
     def _evaluate(self) -> Report | None:
         """Measure the robust accuracy of the trained model and log it, if that is wanted."""
         self._stop_if_asked()
         run, config, results = self.run, self.run.config, self.run.results
-        last_epoch, quick, protocol = config.n_epochs - 1, config.robust_evaluation == "quick", self.protocol
+        last_epoch, quick, protocol = config.n_epochs - 1, config.robust_evaluation == "quick", self._protocol
         if protocol is None:
             return None
         weights, bank = results.weights_path(last_epoch), results.path / BANK_FILE
@@ -257,10 +264,15 @@ class Trainer:
         robust = self.run.config.robust_evaluation != "none"
         self.run.results.write_log([*self.run.record.rows, *new_rows], robust=robust)
 
-    def _save(self) -> str:
-        """Write a checkpoint; returns its path prefix."""
+    def _save(self, *, ending: bool = False) -> str:
+        """Write a checkpoint; returns its path prefix. Where the run is `ending` anyway, the checkpoint counts more than the events."""
         self._check_finite()
-        self.run.results.events.sync()  # a resumed run does not make these steps again
+        try:
+            self.run.results.events.sync()  # a resumed run does not make these steps again
+        except OSError as error:
+            if not ending:
+                raise
+            console.print(f"{error.filename}: cannot be written: {error.strerror}; values of steps since the last checkpoint are lost")
         path = self.run.results.checkpoints.save(self.run.state, n_bytes=self.run.checkpoint_bytes)
         self._saved_at = time.monotonic()
         return path
@@ -268,7 +280,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         """Save and end the run if a stop signal came."""
         if self._stop.received:
-            self._save()
+            self._save(ending=True)
             message = f"Stopped after {self.run.position}; all of it is saved. Continue with: {self.run.results.resume_command}"
             raise StoppedError(message, self._stop.received)
 
@@ -279,17 +291,7 @@ class Trainer:
             return
         self.run.step.failed_step.assign(-1)  # in the checkpoint that step is still to come
         try:
-            saved = f"the state before it is saved as {self._save()}"
+            saved = f"the state before it is saved as {self._save(ending=True)}"
         except OSError as error:
             saved = f"the state before it cannot be saved ({error.filename}: {error.strerror})"
-        raise self.non_finite_error(failed_step, saved)
-
-    def non_finite_error(self, failed_step: int, saved: str) -> NonFiniteLossError:
-        """The message on a step, counted from 0, that was not finite, with what is `saved` in words."""
-        config, (epoch, step) = self.run.config, divmod(failed_step, self.run.steps_per_epoch)
-        return NonFiniteLossError(
-            f"the loss or its gradient became NaN or infinite at step {failed_step + 1} (epoch {epoch + 1}, step {step + 1}), which was "
-            f"not made; {saved}. Try a lower initial_lr (now {config.initial_lr}), a larger batch_size (now {config.batch_size}), "
-            f"{'' if config.own_network else f'normalization: strip (now {config.normalization}) or '}precision: float32 (now "
-            f"{config.precision}) under another unique_name"
-        )
+        raise non_finite_error(self.run, failed_step, saved)

@@ -61,6 +61,11 @@ def test_a_dry_run_tells_the_plan_and_what_both_networks_take(dry_run, capsys):
     status, errors, output = dry_run("--resume", **keys)
     assert (status, errors) == (0, "")
     assert output.count("this run is finished") == 2
+    assert "evaluation" not in output
+    pathlib.Path("results/run_plain/tiny_imagenet_weights_000_quick_evaluation/report.json").unlink()
+    status, errors, output = dry_run("--resume", **keys)
+    assert (status, errors) == (0, "")
+    assert re.findall(r"evaluation +quick: ([\d,]+ forward passes)", output) == costs[1:]
 
 
 def test_a_dry_run_of_an_interrupted_run_leaves_its_state(dry_run, tiny_config):

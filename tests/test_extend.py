@@ -50,27 +50,27 @@ def test_an_extended_run_goes_on_at_the_rate_of_the_longer_one_and_an_interrupti
     shutil.copytree(whole, broken)
     before = (whole / "tiny_imagenet_weights_001.h5").read_bytes()
     capsys.readouterr()
-    assert len(extended(config_of(whole), 4).fit().accuracies) == 2
+    assert len(extended(config_of(whole), 6).fit().accuracies) == 4
     output = capsys.readouterr().out
-    assert "from 2 to 4 epochs after epoch 2, where the learning rate goes from 0.0165 to 0.0165" in output
-    assert "this is not the run of 4 epochs from the start" in output
-    np.testing.assert_allclose(rates(whole), cosine(2, 0, 1) + cosine(4, 2, 3), rtol=1e-6)
-    assert (whole / "config.yaml").read_text().startswith("# Extended from 2 to 4 epochs after epoch 2")
-    assert config_of(whole).n_epochs == 4
+    assert "from 2 to 6 epochs after epoch 2, where the learning rate goes from 0.0165 to 0.0248" in output
+    assert "this is not the run of 6 epochs from the start" in output
+    np.testing.assert_allclose(rates(whole), cosine(2, 0, 1) + cosine(6, 2, 3, 4, 5), rtol=1e-6)
+    assert (whole / "config.yaml").read_text().startswith("# Extended from 2 to 6 epochs after epoch 2")
+    assert config_of(whole).n_epochs == 6
     assert (whole / "tiny_imagenet_weights_001.h5").read_bytes() == before
 
-    trainer = extended(config_of(broken), 4)
+    trainer = extended(config_of(broken), 6)
     stop_at(trainer, step=10)
-    with pytest.raises(StoppedError, match=r"after epoch 3 of 4, step 2 of 4"):
+    with pytest.raises(StoppedError, match=r"after epoch 3 of 6, step 2 of 4"):
         trainer.fit()
     capsys.readouterr()
     trainer_of(config_of(broken), resume=True).fit()
-    assert "from 2 to 4 epochs after epoch 2" in capsys.readouterr().out
-    for name in ("tiny_imagenet_weights_003.h5", "log.csv"):
+    assert "from 2 to 6 epochs after epoch 2" in capsys.readouterr().out
+    for name in ("tiny_imagenet_weights_005.h5", "log.csv"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
     assert written_tags(whole / "events") == written_tags(broken / "events")
-    assert mat.train(broken / "config.yaml", unique_name="broken", extend=4).accuracies == []  # the same again
-    assert trainer_of(plain_config(unique_name="broken"), resume=True).run.config.n_epochs == 4  # by the config that the run was begun with
+    assert mat.train(broken / "config.yaml", unique_name="broken", extend=6).accuracies == []  # the same again
+    assert trainer_of(plain_config(unique_name="broken"), resume=True).run.config.n_epochs == 6  # by the config that the run was begun with
 
 
 def test_a_run_that_is_not_finished_keeps_the_rate_of_the_epoch_that_it_is_in(plain_config):
@@ -110,18 +110,37 @@ def test_what_cannot_be_extended_is_refused(plain_config):
     trainer_of(config).fit()
     with pytest.raises(UserError, match=r"has n_epochs: 1, and --extend must be more. Received: 1. To go on .*run/config.yaml --resume"):
         build_run(config, extend=1)
-    with pytest.raises(UserError, match="this run has seed: 0, and --resume was given seed: 1"):
+    with pytest.raises(UserError, match="this run has seed: 0, and the config has seed: 1"):
         build_run(plain_config(n_epochs=1, seed=1), extend=2)
-    with pytest.raises(UserError, match=r"n_epochs: 1, and --resume was given n_epochs: 3.* or make it longer with --extend 3"):
+    with pytest.raises(UserError, match=r"n_epochs: 1, and the config has n_epochs: 3.* or make it longer with --extend 3"):
         build_run(plain_config(n_epochs=3), resume=True)
 
 
-def test_a_plain_baseline_is_extended_with_its_run_or_not_at_all(tiny_config, monkeypatch):
-    keys = {"n_stacks": 1, "n_patches": 2, "n_epochs": 1, "robust_evaluation": "quick", "plain_baseline": True}
-    config = tiny_config(**keys | {"optimizer": {"n_iterations": 1}})
+@pytest.fixture
+def compared_config(tiny_config, monkeypatch):
+    """A config of one epoch that is compared with its plain baseline, without the evaluations."""
     monkeypatch.setattr("mat.trainer.measure_robustness", lambda *_, **__: {"headline": {"robust": {"accuracy": 0.5}}})
     monkeypatch.setattr("mat.trainer.headline_text", lambda report: "50 %")
     monkeypatch.setattr("mat.train.print_comparison", lambda reports: None)
+    keys = {"n_stacks": 1, "n_patches": 2, "n_epochs": 1, "robust_evaluation": "quick", "plain_baseline": True}
+    return tiny_config(**keys | {"optimizer": {"n_iterations": 1}})
+
+
+def test_a_plain_baseline_that_is_missing_can_be_trained_before_it_is_extended(compared_config):
+    alone = compared_config.replace(plain_baseline=False)
+    train_runs(alone)
+    train_runs(alone, extend=2)
+    with pytest.raises(UserError, match=r"results/run_plain has no run to extend as .*results/run was") as refusal:
+        build_trainers(config_of(alone.result_dir).replace(plain_baseline=True), resume=True, extend=None)
+    assert "with n_patches: 0, plain_baseline: false, n_epochs: 1 and unique_name: run_plain" in str(refusal.value)
+    assert "--extend" not in str(refusal.value)
+    train_runs(alone.replace(n_patches=0, n_epochs=1, unique_name="run_plain"))
+    trainers = build_trainers(config_of(alone.result_dir).replace(plain_baseline=True), resume=True, extend=None)
+    assert [trainer.run.record.extensions for trainer in trainers] == [[[1, 1]]] * 2
+
+
+def test_a_plain_baseline_is_extended_with_its_run_or_not_at_all(compared_config):
+    config = compared_config
     train_runs(config)
     extended_run, _ = build_trainers(config, resume=True, extend=2)
     assert len(extended_run.fit().accuracies) == 1  # then the process dies
@@ -136,8 +155,22 @@ def test_a_plain_baseline_is_extended_with_its_run_or_not_at_all(tiny_config, mo
 def test_an_own_network_is_saved_as_it_is_after_the_last_epoch(tiny_config):
     config = tiny_config(n_patches=0, n_epochs=1, network="tests.networks:small")
     trainer_of(config).fit()
-    extended(config, 2).fit()
-    model = create_model(config.replace(network=str(config.result_dir / "network.keras")))
+    path = config.result_dir / "network.keras"
+    written_at = path.stat().st_mtime_ns
+    trainer_of(config, resume=True).fit()
+    assert path.stat().st_mtime_ns == written_at  # a run that starts from this file knows it by its bytes
+    trainer = extended(config, 2)
+    save = trainer.run.results.checkpoints.save
+
+    def save_and_die(*arguments, **keys):
+        save(*arguments, **keys)
+        raise KeyboardInterrupt
+
+    trainer.run.results.checkpoints.save = save_and_die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert len(trainer_of(config, resume=True).fit().accuracies) == 1
+    model = create_model(config.replace(network=str(path)))
     same = create_model(config)
     load_weights(same, config.result_dir / "network_001.weights.h5")
     for one, other in zip(model.get_weights(), same.get_weights(), strict=True):
@@ -165,3 +198,8 @@ def test_the_schedule_of_a_run_that_was_extended_twice():
         "from 3 to 4 epochs after epoch 2, where the learning rate goes from 0.075 to 0.05; from 4 to 8 epochs after epoch 4"
     )
     assert describe_extensions(n_epochs=8, initial_lr=0.1, extensions=[]) == ""
+
+
+def test_of_extensions_at_one_epoch_the_schedules_that_were_trained_are_told():
+    told = describe_extensions(n_epochs=8, initial_lr=0.1, extensions=[[0, 2], [2, 3], [2, 5]])
+    assert told.startswith("from 3 to 8 epochs after epoch 2, where the learning rate goes from 0.075 to 0.0854; this is not")

@@ -109,12 +109,12 @@ def test_resuming_needs_the_same_config_and_data_but_not_the_same_places(plain_c
     stop_at(trainer, step=3)
     with pytest.raises(StoppedError):
         trainer.fit()
-    with pytest.raises(UserError, match="this run has width: 1, seed: 0, and --resume was given width: 2, seed: 1") as refusal:
+    with pytest.raises(UserError, match="this run has width: 1, seed: 0, and the config has width: 2, seed: 1") as refusal:
         trainer_of(plain_config(n_epochs=2, seed=1, width=2), resume=True)
     assert str(config.result_dir) in str(refusal.value)
     path = config.result_dir / "config.yaml"
     path.write_text(path.read_text().replace("n_epochs: 2", "n_epochs: 3"))  # the checkpoint knows better
-    with pytest.raises(UserError, match="n_epochs: 2, and --resume was given n_epochs: 3"):
+    with pytest.raises(UserError, match="n_epochs: 2, and the config has n_epochs: 3"):
         trainer_of(PatchTrainingConfig.from_yaml(path), resume=True)
     shutil.copytree(tiny_data, tmp_path / "moved data")
     shutil.move(config.result_dir, tmp_path / "moved run")
@@ -146,7 +146,7 @@ def test_results_without_their_checkpoints_are_not_overwritten_but_for_a_first_e
     (config.result_dir / "tiny_imagenet_weights_001.h5").unlink()
     (config.result_dir / "checkpoints").mkdir()
     (config.result_dir / "checkpoints" / "ckpt-1.index").write_bytes(b"half")  # killed in its first checkpoint
-    with pytest.raises(UserError, match="seed: 0, and --resume was given seed: 1"):
+    with pytest.raises(UserError, match="seed: 0, and the config has seed: 1"):
         trainer_of(plain_config(n_epochs=2, seed=1), resume=True)
     trainer_of(config, resume=True).fit()
     output = capsys.readouterr().out
@@ -212,6 +212,38 @@ def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(plain_config,
     assert ("The newest checkpoint is" in message) == (n_files >= 8)
     trainer_of(config, resume=True).fit()
     assert len((config.result_dir / "log.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "step", "error", "words"),
+    [
+        (
+            {"checkpoint_every_minutes": 1e-6},
+            1,
+            UserError,
+            r"events: cannot be read .*: No space left.*The newest checkpoint is .*ckpt-1\.",
+        ),
+        ({}, 2, StoppedError, "all of it is saved"),
+        ({"initial_lr": 1e38, "normalization": "none", "weight_decay": 1000.0}, 1, NonFiniteLossError, "is saved as .*ckpt-1"),
+    ],
+    ids=["checkpoint", "stop signal", "not finite"],
+)
+def test_where_only_the_events_cannot_be_written_the_run_ends_with_a_checkpoint(
+    plain_config, monkeypatch, capsys, keys, step, error, words
+):
+    config = plain_config(log_every_steps=1, **keys)
+    trainer = trainer_of(config)
+    if error is StoppedError:
+        stop_at(trainer, step=step)
+
+    def fail(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mat.results.events.sync", fail)
+    with pytest.raises(error, match=words):
+        trainer.fit()
+    assert "events: cannot be written: No space left" in capsys.readouterr().out
+    assert int(trainer_of(config, resume=True).run.step.step) == step
 
 
 @pytest.fixture

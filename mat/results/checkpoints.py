@@ -25,8 +25,9 @@ _DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, LookupError, TypeError,
 
 
 class RunRecord(tf.train.experimental.PythonState):
-    """What a checkpoint holds beside tensors: the config's plain values, fingerprints of data and network, versions, the log's rows, and
-    how the run was extended.
+    """What a checkpoint holds beside tensors.
+
+    These are the config's plain values, fingerprints of data and network, versions, the log's rows, and how the run was extended.
     """
 
     def __init__(self, config: dict[str, Any], data_sha256: str, network_git_blob: str | None = None):

@@ -35,7 +35,7 @@ class Events:
         pictures = {tag: picture for tag, picture in (pictures or {}).items() if (tag, step) not in self._written}
         if not scalars and not pictures:
             return
-        with self._told_errors():
+        with self._report_write_errors():
             if self._writer is None:
                 self._directory.mkdir(exist_ok=True)  # TensorFlow would make it with its parents, where a file system was unmounted
                 self._writer = tf.summary.create_file_writer(str(self._directory))
@@ -53,14 +53,14 @@ class Events:
         """Wait until all that was written is on the disk. An OSError tells of a failed write."""
         if not self._unsynced_bytes:
             return
-        with self._told_errors():
+        with self._report_write_errors():
             self._writer.flush()
             for path in self._directory.glob("*tfevents*"):
                 sync(path)
         self._unsynced_bytes = 0
 
     @contextlib.contextmanager
-    def _told_errors(self) -> Iterator[None]:
+    def _report_write_errors(self) -> Iterator[None]:
         """Within the block a failed write ends in an OSError that names the directory."""
         try:
             yield

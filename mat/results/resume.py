@@ -66,7 +66,7 @@ def _check_same_config(directory: ResultDirectory, saved: PatchTrainingConfig, c
         given = ", ".join(f"{key}: {format_value(value)}" for key, _, value in different)
         longer = [key for key, *_ in different] == ["n_epochs"] and config.n_epochs > saved.n_epochs
         remedy = f", or make it longer with --extend {config.n_epochs}" if longer else ""
-        raise UserError(f"{directory.path}: this run has {was}, and --resume was given {given}. Resume with the run's own config{remedy}")
+        raise UserError(f"{directory.path}: this run has {was}, and the config has {given}. Resume with the run's own config{remedy}")
 
 
 def restore(

@@ -153,9 +153,9 @@ class ResultDirectory:
         save_weights(model, self.weights_path(epoch))
 
     def save_network(self, model: keras.Model) -> None:
-        """Write a trained own network as a whole; of the ResNet nothing."""
+        """Write a trained own network as a whole, where it is not there yet: Keras writes the date into it. Of the ResNet nothing."""
         path, inner = self.path / NETWORK_FILE, inner_model(model)
-        if inner is None:
+        if inner is None or path.exists():
             return
         try:
             save_network(inner, path)

@@ -26,11 +26,14 @@ def describe_extensions(*, n_epochs: int, initial_lr: float, extensions: Sequenc
     def rate(epoch: int) -> float:
         return learning_rate(epoch, n_epochs=n_epochs, initial_lr=initial_lr, extensions=extensions)
 
-    lengths = [*(earlier for _, earlier in extensions), n_epochs]
+    trained: dict[int, int] = {}  # epochs begun -> n_epochs that they had: nothing is trained between two extensions at one epoch
+    for begun, earlier in extensions:
+        trained.setdefault(begun, earlier)
+    lengths = [*trained.values(), n_epochs]
     told = [
         f"from {lengths[i]} to {lengths[i + 1]} epochs after epoch {begun}, where the learning rate goes from {rate(begun - 1):.3g} to "
         f"{rate(begun):.3g}"
-        for i, (begun, _) in enumerate(extensions)
+        for i, begun in enumerate(trained)
         if begun  # else nothing was trained with the earlier schedule
     ]
     return f"{'; '.join(told)}; this is not the run of {n_epochs} epochs from the start" if told else ""
