@@ -75,7 +75,8 @@ def _fit_chunk(specs, plan, attacks, advance):
     steps = np.array([spec.step_size or 0 for spec in specs], np.float32) * decay[:, np.newaxis]
     steps = np.pad(steps, ((0, -n_iterations % per_call), (0, 0)))  # steps of 0 fill the last call
     progress = np.arange(len(steps)) / n_iterations
-    name = specs[0].name if len(specs) == 1 else f"{len(specs)} {attack.replace('_', '-')} patches"
+    n_fitted = len(set(specs))  # a chunk may be filled up
+    name = specs[0].name if n_fitted == 1 else f"{n_fitted} {attack.replace('_', '-')} patches"
     losses = []
     for start in range(0, n_iterations, per_call):
         call = slice(start, start + per_call)
@@ -87,7 +88,7 @@ def _fit_chunk(specs, plan, attacks, advance):
             squares, colors = zip(*(draw_squares(rng, progress[call], patch_shape) for rng in rngs), strict=True)
             patches, loss = attacks.search(patches, targets, np.stack(squares, 1), np.stack(colors, 1), indices, offsets)
         losses.append(loss.numpy())
-        advance(len(specs) * n_images * PASSES_PER_CALL[attack], f"{name}, iteration {min(call.stop, n_iterations)}/{n_iterations}")
+        advance(n_fitted * n_images * PASSES_PER_CALL[attack], f"{name}, iteration {min(call.stop, n_iterations)}/{n_iterations}")
     return patches.numpy(), np.concatenate(losses)[:n_iterations]
 
 

@@ -1,0 +1,159 @@
+"""Command line: repeat the runs that docs/results.md reports, or some of them: train, evaluate, write their figures.
+
+make results [DATA=tiny-imagenet-200.zip] [ONLY="mat_0 standard_0"]
+
+What is done is skipped, what was interrupted goes on. The figures go into docs/results/RUN.json, of which `python -m
+mat.tools.results_tables` makes the tables.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mat.cli.command import run_command
+from mat.cli.console import console
+from mat.cli.errors import UserError
+from mat.cli.files import replace_file
+from mat.cli.paths import expand_path
+from mat.config import PatchTrainingConfig
+from mat.data.metadata import DATASET_FILE
+from mat.robustness.store import read_report, report_path
+from mat.tools.results_tables import FIGURES, run_figures
+
+CONFIGS = pathlib.Path("configs", "results")
+PROTOCOL = CONFIGS / "evaluation.yaml"
+CLASSES = CONFIGS / "classes.txt"
+EVALUATED_EPOCHS = 5  # the weights of every fifth epoch are evaluated in a run that is evaluated in depth
+
+
+class ResultRun(NamedTuple):
+    """A run of configs/results with a seed."""
+
+    config: str  # the stem of its file
+    seed: int = 0
+    in_depth: bool = False  # whether curves are measured, and the weights of earlier epochs evaluated too
+
+    @property
+    def name(self) -> str:
+        """The name of its result directory."""
+        return f"{self.config}_{self.seed}"
+
+    def read_config(self) -> PatchTrainingConfig:
+        """Its config."""
+        return PatchTrainingConfig.from_yaml(CONFIGS / f"{self.config}.yaml", [f"seed={self.seed}"])
+
+    def weights(self) -> list[pathlib.Path]:
+        """The weights files to evaluate, that of the last epoch last."""
+        config = self.read_config()
+        epochs = range(EVALUATED_EPOCHS, config.n_epochs, EVALUATED_EPOCHS) if self.in_depth else ()
+        return [config.result_dir / f"tiny_imagenet_weights_{epoch - 1:03d}.h5" for epoch in (*epochs, config.n_epochs)]
+
+    def is_trained(self) -> bool:
+        """Whether its last epoch is logged, which follows its weights and its bank."""
+        log = self.read_config().result_dir / "log.csv"
+        return log.is_file() and len(log.read_text("utf-8").splitlines()) > self.read_config().n_epochs
+
+
+STANDARD, MAT = ResultRun("standard", in_depth=True), ResultRun("mat", in_depth=True)
+OTHER_SEEDS = (ResultRun("standard", seed=1), ResultRun("mat", seed=1))
+RUNS = (
+    *(STANDARD, MAT, *OTHER_SEEDS),
+    *map(ResultRun, ("adversarial_training", "shared_patch", "mat_untargeted", "mat_from_standard", "standard_long")),
+)
+
+
+def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
+    """Train and evaluate runs, and write their figures.
+
+    Args:
+        runs: in their order; one that starts from the weights of another comes after it.
+        source: folder or zip of Tiny ImageNet, where it is not converted yet.
+
+    Raises:
+        UserError: there is no data.
+    """
+    data = pathlib.Path(runs[0].read_config().data_dir)
+    if not (data / DATASET_FILE).exists():
+        if source is None:
+            raise UserError(f"{data}: no data. Give Tiny ImageNet's folder or zip: make results DATA=tiny-imagenet-200.zip")
+        _call("-m", "mat.data.convert", source, str(data), "--classes", str(CLASSES))
+    for run in runs:
+        if not run.is_trained():
+            resume = ["--resume"] if run.read_config().result_dir.exists() else []
+            _call("mat/train.py", str(CONFIGS / f"{run.config}.yaml"), "--set", f"seed={run.seed}", *resume)
+        _evaluate(run)
+        for file in run.weights() if run.in_depth else ():
+            if not read_report(report_path(file, quick=True)):
+                _call_evaluate(file, "--quick", "--iterations", "250", resume=report_path(file, quick=True).exists())
+    for run in runs:  # now that their patches are fitted
+        others = [other for other in _others(run) if read_report(_report_directory(other))]
+        _evaluate(run, others)
+        if len(others) < len(_others(run)):
+            console.print(f"{run.name}: evaluated without the patches of all of {', '.join(one.name for one in _others(run))}: no figures")
+            continue
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        replace_file(FIGURES / f"{run.name}.json", (json.dumps(run_figures(run.weights()), indent=1) + "\n").encode())
+
+
+def _others(run: ResultRun) -> list[ResultRun]:
+    """The runs whose patches are transferred to a run: the standard network and MAT, of the other seed for these."""
+    return [other for other in (STANDARD, MAT, *OTHER_SEEDS) if other != run and (other.seed == 0 or other.config == run.config)]
+
+
+def _report_directory(run: ResultRun) -> pathlib.Path:
+    return report_path(run.weights()[-1], quick=False)
+
+
+def _evaluate(run: ResultRun, others: Sequence[ResultRun] = ()) -> None:
+    """Evaluate the last weights of a run, also under the patches of other runs and MAT's bank, unless its report is there."""
+    report = read_report(_report_directory(run))
+    if report and len(report["subject"]["patches_from"] or ()) >= len(others):
+        return
+    more = [word for other in others for word in ("--patches-from", str(_report_directory(other)))]
+    if others:
+        more += ["--patches", str(MAT.weights()[-1].with_name("patches.npz"))]
+    curves = f"evaluation.curves={json.dumps(run.in_depth)}"
+    _call_evaluate(run.weights()[-1], "--set", curves, *more, resume=_report_directory(run).exists())
+
+
+def _call_evaluate(weights: pathlib.Path, *arguments: str, resume: bool) -> None:
+    _call("mat/evaluate.py", str(PROTOCOL), "--weights", str(weights), *arguments, *(["--resume"] if resume else []))
+
+
+def _call(*arguments: str) -> None:
+    """Run a command of this program in a process of its own, whose memory ends with it; where it fails, end with its exit status."""
+    with subprocess.Popen([sys.executable, *arguments]) as process:
+        while process.poll() is None:
+            with contextlib.suppress(KeyboardInterrupt):  # which the command gets too: it saves what it has
+                process.wait()
+    if status := process.returncode:
+        sys.exit(status if status > 0 else 128 - status)  # as a shell tells of a signal
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed command line; `--help` and wrong usage end the process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mat.tools.results", description="Repeat the runs that docs/results.md reports. What is done is skipped."
+    )
+    parser.add_argument("--data", metavar="SOURCE", type=expand_path, help="folder or zip of Tiny ImageNet, where it is not converted yet")
+    names = [run.name for run in RUNS]
+    parser.add_argument("--only", metavar="RUN", nargs="+", choices=names, default=names, help=f"some of {', '.join(names)}")
+    return parser.parse_args(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    make_results([run for run in RUNS if run.name in arguments.only], arguments.data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("mat.tools.results", parse_arguments, _run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
