@@ -8,8 +8,8 @@ from mat.attack import i_fgsm
 from mat.config import PatchTrainingConfig
 from mat.models import create_model
 from mat.patch import PatchBank, apply_patches
+from mat.results.schedule import learning_rate
 from mat.step import TrainingStep, cross_entropy
-from mat.trainer import learning_rate
 from tests.conftest import decode_offsets, golden, load_golden_model
 
 SMALL_KEYS = {"image_size": 8, "n_stacks": 1, "n_classes": 2, "depth": 8, "width": 1, "patch_shape": (4, 4, 3)}
