@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import keras
@@ -201,3 +202,9 @@ def test_wrong_usage_is_refused_and_no_file_replaced(run, arguments):
         main(arguments.split())
     assert usage.value.code == 2
     assert (run.parent / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("tool", ["classify", "export_patches", "plot", "results"])
+def test_tools_check_their_arguments_before_tensorflow_greets(tool):
+    code = f"import sys, mat.tools.{tool}; print('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

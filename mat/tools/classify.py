@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 import mat
-from mat.api.loading import find_network
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_facts, print_table
 from mat.cli.errors import UserError
@@ -41,6 +40,7 @@ def classify(arguments: argparse.Namespace) -> None:
     load_tensorflow()
     import tensorflow as tf
 
+    from mat.api.loading import find_network
     from mat.tools.strongest_patch import fitted_patches_file, read_strongest
 
     keys: dict[str, Any] = {}
