@@ -122,7 +122,9 @@ def test_draws_stay_in_the_image_and_reach_its_ends():
 def test_all_that_is_planned_is_done_and_counted(toy, images_at_once):
     work = []
     black = np.zeros((12, 12, 3), np.float32)
-    plan = plan_of(SMALL.replace(images_at_once=images_at_once), transferred=[("a", black)], given=[("given-b", black), ("given-c", 1 - black)])
+    plan = plan_of(
+        SMALL.replace(images_at_once=images_at_once), transferred=[("a", black)], given=[("given-b", black), ("given-c", 1 - black)]
+    )
     scores = fit_and_score(plan, *toy, Callbacks(advance=lambda amount, text: work.append(amount)))
     assert sum(work) == plan.cost == scores.cost
     assert [patch.spec for patch in scores.fitted] == plan.grid + plan.gradient_free
