@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -128,9 +129,11 @@ def _call_evaluate(weights: pathlib.Path, *arguments: str, resume: bool) -> None
 def _call(*arguments: str) -> None:
     """Run a command of this program in a process of its own, whose memory ends with it; where it fails, end with its exit status."""
     with subprocess.Popen([sys.executable, *arguments]) as process:
+        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         while process.poll() is None:
             with contextlib.suppress(KeyboardInterrupt):  # which the command gets too: it saves what it has
                 process.wait()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if status := process.returncode:
         sys.exit(status if status > 0 else 128 - status)  # as a shell tells of a signal
 

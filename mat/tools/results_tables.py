@@ -16,7 +16,6 @@ from mat.robustness.tables import markdown_table
 
 RESULTS_DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "results.md"
 FIGURES = RESULTS_DOCUMENT.with_suffix("")
-N_TRAINING_IMAGES = 4992  # in the whole batches of an epoch
 RUN_TITLES = {
     "standard_0": "standard training, seed 0",
     "standard_1": "standard training, seed 1",
@@ -33,17 +32,13 @@ _KINDS = {"grid": "white-box", "gradient_free": "gradient-free", "transfer": "tr
 
 def run_figures(weights: Sequence[pathlib.Path]) -> dict[str, Any]:
     """What the tables take of a run: of its config, its log, and the reports beside its weights files, the last of them the final one."""
-    from mat.results.events import read_scalars
-
     directory, report = weights[-1].parent, json.loads((report_path(weights[-1], quick=False) / REPORT_FILE).read_bytes())
     config = PatchTrainingConfig.from_yaml(directory / "config.yaml")
     quick = {path.stem.rpartition("_")[2]: read_report(report_path(path, quick=True)) for path in weights}
-    speeds = read_scalars(directory / "events", "images_per_second").values()
     targeted = [row for row in report["grid"] if row["target"] is not None]
     return {
         "n_epochs": config.n_epochs,
         "forward_equivalents": forward_equivalents(config),
-        "seconds_per_image": sum(1 / speed for speed in speeds) / len(speeds),
         **{key: report[key] for key in ("headline", "grid_summary", "curves", "cost", "versions", "run")},
         "strongest": {kind: min(report[kind], key=lambda row: row["accuracy"]) for kind in _KINDS if report[kind]},
         "highest_success": max(targeted, key=lambda row: row["success"]),
@@ -75,9 +70,8 @@ def _accuracies(runs: dict[str, dict[str, Any]]) -> str:
         headline, success = run["headline"], run["highest_success"]
         estimates = [interval_text(headline["clean"]), interval_text(headline["robust"]), f"{run['grid_summary']['mean']:.1%}"]
         estimates += [interval_text(headline["every_image_under_its_worst_patch"]), f"{success['success']:.1%} ({success['target_name']})"]
-        seconds = run["n_epochs"] * N_TRAINING_IMAGES * run["seconds_per_image"]
-        rows.append([title, *estimates, f"{seconds / 60:.0f}", str(run["n_epochs"] * run["forward_equivalents"])])
-    return markdown_table(["", *columns, "highest targeted success", "training, minutes", "forward passes for each training image"], rows)
+        rows.append([title, *estimates, str(run["n_epochs"] * run["forward_equivalents"])])
+    return markdown_table(["", *columns, "highest targeted success", "forward passes for each training image"], rows)
 
 
 def _kinds(runs: dict[str, dict[str, Any]]) -> str:
