@@ -152,10 +152,10 @@ def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Image
     clean = attacks.predict_clean(scored.images, images_at_once=plan.images_at_once)
     callbacks.advance(len(clean), "clean images")
     check_finite(clean, "without a patch")
+    # Fitted first, so that what an earlier call fitted does not count in the time that is left.
+    grid, gradient_free = map(score, [fit_patches(specs, plan, attacks, callbacks) for specs in (plan.grid, plan.gradient_free)])
     controls = score(control_patches(plan, attacks.images))
     transfer = score([FittedPatch(f"transfer-{name}", patch) for name, patch in plan.transferred])
-    grid = score(fit_patches(plan.grid, plan, attacks, callbacks))
-    gradient_free = score(fit_patches(plan.gradient_free, plan, attacks, callbacks))
     strongest = np.argsort([np.mean(patch.predictions == scored.labels) for patch in grid], kind="stable")[:CURVE_PATCHES]
     specs = curve_specs(plan, [plan.grid[i] for i in strongest])
     curves = score(fit_patches(specs, plan, attacks, callbacks))
