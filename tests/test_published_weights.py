@@ -14,7 +14,7 @@ from mat.robustness.intervals import interval_text
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "weights"
 DATA = WEIGHTS.parent / "data" / "tiny-imagenet-10"
-NETWORKS = ["tiny_imagenet_10_mat", "tiny_imagenet_10_standard"]
+NETWORKS = sorted(path.name for path in WEIGHTS.glob("tiny_imagenet_10_*"))
 CLASSES = ["lemon", "espresso", "monarch", "school bus", "pizza", "goldfish", "king penguin", "beacon", "jellyfish", "gondola"]
 
 

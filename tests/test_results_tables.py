@@ -55,7 +55,8 @@ def calls(monkeypatch, tmp_path):
 def evaluated(call):
     """The names of the run whose weights a call evaluates, and of those whose patches it tries."""
     parsed = evaluate.parse_arguments(list(call[1:]))
-    return pathlib.Path(parsed.weights).parent.name, [pathlib.Path(path).parent.name for path in parsed.patches_from]
+    directories = [pathlib.Path(path) for path in parsed.patches_from]
+    return pathlib.Path(parsed.weights).parent.name, [(path.parent if "results" in path.parts else path).name for path in directories]
 
 
 def test_results_are_made_once(calls, tmp_path):
@@ -83,6 +84,18 @@ def test_an_interrupted_run_goes_on_and_has_no_figures_without_the_others(calls,
     calls.clear()
     results.make_results(results.RUNS[:1], None)
     assert calls == [("mat/train.py", "configs/results/standard.yaml", "--set", "seed=0", "--resume")]
+
+
+def test_a_run_alone_is_attacked_with_the_published_patches(calls, tmp_path):
+    for run in ("standard", "mat"):
+        directory = tmp_path / f"weights/tiny_imagenet_10_{run}"
+        directory.mkdir(parents=True)
+        (directory / "report.json").write_text(json.dumps({"headline": {}, "subject": {}}))
+    results.make_results(results.RUNS[4:5], "tiny.zip")
+    *_, last = calls
+    assert evaluated(last) == ("adversarial_training_0", ["tiny_imagenet_10_standard", "tiny_imagenet_10_mat"])
+    assert last[last.index("--patches") + 1] == "weights/tiny_imagenet_10_mat/patches.npz"
+    assert (tmp_path / "docs/results/adversarial_training_0.json").is_file()
 
 
 # A command that stops when it is told to, which `kill` tells the process that called it.

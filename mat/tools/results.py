@@ -2,8 +2,9 @@
 
 make results [DATA=tiny-imagenet-200.zip] [ONLY="mat_0 standard_0"]
 
-What is done is skipped, what was interrupted goes on. The figures go into docs/results/RUN.json, of which `python -m
-mat.tools.results_tables` makes the tables.
+What is done is skipped, what was interrupted goes on. A network is attacked with the patches of others too: of those that were
+repeated here, and else of those in weights/. The figures go into docs/results/RUN.json, of which `python -m mat.tools.results_tables`
+makes the tables.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from mat.tools.results_tables import FIGURES, run_figures
 CONFIGS = pathlib.Path("configs", "results")
 PROTOCOL = CONFIGS / "evaluation.yaml"
 CLASSES = CONFIGS / "classes.txt"
+BANK_FILE = "patches.npz"
+PUBLISHED = pathlib.Path("weights")  # has networks that these runs made, with their patches
 EVALUATED_EPOCHS = 5  # the weights of every fifth epoch are evaluated in a run that is evaluated in depth
 
 
@@ -43,6 +46,11 @@ class ResultRun(NamedTuple):
     def name(self) -> str:
         """The name of its result directory."""
         return f"{self.config}_{self.seed}"
+
+    @property
+    def published(self) -> pathlib.Path:
+        """Where its network is, with its patches, if it comes with the program."""
+        return PUBLISHED / f"tiny_imagenet_10_{self.name.removesuffix('_0')}"
 
     def read_config(self) -> PatchTrainingConfig:
         """Its config."""
@@ -92,7 +100,7 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
             if not read_report(report_path(file, quick=True)):
                 _call_evaluate(file, "--quick", "--iterations", "250", resume=report_path(file, quick=True).exists())
     for run in runs:  # now that their patches are fitted
-        others = [other for other in _others(run) if read_report(_report_directory(other))]
+        others = [found for other in _others(run) if (found := _patches_of(other))]
         _evaluate(run, others)
         if len(others) < len(_others(run)):
             console.print(f"{run.name}: evaluated without the patches of all of {', '.join(one.name for one in _others(run))}: no figures")
@@ -110,14 +118,20 @@ def _report_directory(run: ResultRun) -> pathlib.Path:
     return report_path(run.weights()[-1], quick=False)
 
 
-def _evaluate(run: ResultRun, others: Sequence[ResultRun] = ()) -> None:
-    """Evaluate the last weights of a run, also under the patches of other runs and MAT's bank, unless its report is there."""
+def _patches_of(run: ResultRun) -> pathlib.Path | None:
+    """The evaluation whose patches were fitted to a run: of its repetition here, or else the published one; None without either."""
+    return next((directory for directory in (_report_directory(run), run.published) if read_report(directory)), None)
+
+
+def _evaluate(run: ResultRun, others: Sequence[pathlib.Path] = ()) -> None:
+    """Evaluate the last weights of a run, also under the patches of other evaluations and MAT's bank, unless its report is there."""
     report = read_report(_report_directory(run))
     if report and len(report["subject"]["patches_from"] or ()) >= len(others):
         return
-    more = [word for other in others for word in ("--patches-from", str(_report_directory(other)))]
+    more = [word for other in others for word in ("--patches-from", str(other))]
     if others:
-        more += ["--patches", str(MAT.weights()[-1].with_name("patches.npz"))]
+        bank = MAT.read_config().result_dir / BANK_FILE
+        more += ["--patches", str(bank if bank.is_file() else MAT.published / BANK_FILE)]
     curves = f"evaluation.curves={json.dumps(run.in_depth)}"
     _call_evaluate(run.weights()[-1], "--set", curves, *more, resume=_report_directory(run).exists())
 
