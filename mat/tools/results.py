@@ -30,7 +30,7 @@ from mat.tools.results_tables import FIGURES, run_figures
 CONFIGS = pathlib.Path("configs", "results")
 PROTOCOL = CONFIGS / "evaluation.yaml"
 CLASSES = CONFIGS / "classes.txt"
-BANK_FILE = "patches.npz"
+_BANK_FILE = "patches.npz"
 PUBLISHED = pathlib.Path("weights")  # has networks that these runs made, with their patches
 EVALUATED_EPOCHS = 5  # the weights of every fifth epoch are evaluated in a run that is evaluated in depth
 
@@ -130,8 +130,8 @@ def _evaluate(run: ResultRun, others: Sequence[pathlib.Path] = ()) -> None:
         return
     more = [word for other in others for word in ("--patches-from", str(other))]
     if others:
-        bank = MAT.read_config().result_dir / BANK_FILE
-        more += ["--patches", str(bank if bank.is_file() else MAT.published / BANK_FILE)]
+        bank = MAT.read_config().result_dir / _BANK_FILE
+        more += ["--patches", str(bank if bank.is_file() else MAT.published / _BANK_FILE)]
     curves = f"evaluation.curves={json.dumps(run.in_depth)}"
     _call_evaluate(run.weights()[-1], "--set", curves, *more, resume=_report_directory(run).exists())
 
