@@ -80,7 +80,7 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
     """Train and evaluate runs, and write their figures.
 
     Args:
-        runs: in their order; one that starts from the weights of another comes after it.
+        runs: in their order.
         source: folder or zip of Tiny ImageNet, where it is not converted yet.
 
     Raises:

@@ -31,7 +31,7 @@ _KINDS = {"grid": "white-box", "gradient_free": "gradient-free", "transfer": "tr
 
 
 def run_figures(weights: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What the tables take of a run: of its config, its log, and the reports beside its weights files, the last of them the final one."""
+    """What the tables take of a run: of its config, and of the reports beside its weights files, the last of them the final one."""
     directory, report = weights[-1].parent, json.loads((report_path(weights[-1], quick=False) / REPORT_FILE).read_bytes())
     config = PatchTrainingConfig.from_yaml(directory / "config.yaml")
     quick = {path.stem.rpartition("_")[2]: read_report(report_path(path, quick=True)) for path in weights}
