@@ -68,8 +68,8 @@ class ResultRun(NamedTuple):
         return log.is_file() and len(log.read_text("utf-8").splitlines()) > self.read_config().n_epochs
 
 
-STANDARD, MAT = ResultRun("standard", in_depth=True), ResultRun("mat", in_depth=True)
-OTHER_SEEDS = (ResultRun("standard", seed=1), ResultRun("mat", seed=1))
+STANDARD, MAT = ResultRun("standard"), ResultRun("mat")
+OTHER_SEEDS = (ResultRun("standard", seed=1), ResultRun("mat", seed=1, in_depth=True))
 RUNS = (
     *(STANDARD, MAT, *OTHER_SEEDS),
     *map(ResultRun, ("adversarial_training", "shared_patch", "mat_untargeted", "mat_from_standard", "standard_long")),
