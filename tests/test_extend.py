@@ -10,7 +10,7 @@ import mat
 from mat.cli.errors import StoppedError, UserError
 from mat.config import PatchTrainingConfig
 from mat.models import create_model, load_weights
-from mat.results.events import read_scalars, written_tags
+from mat.results.events import read_values, written_tags
 from mat.results.schedule import describe_extensions, learning_rate
 from mat.run import build_run
 from mat.train import build_trainers, main, train_runs
@@ -36,7 +36,7 @@ def extended(config, n_epochs):
 
 
 def rates(directory):
-    return list(read_scalars(directory / "events", "learning_rate").values())
+    return list(read_values(directory / "events", "learning_rate").values())
 
 
 def cosine(n_epochs, *epochs, initial_lr=0.033):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mat.config import PatchTrainingConfig
-from mat.results.events import Events, read_pictures
+from mat.results.events import Events, read_values
 from mat.results.run_directory import patch_grid
 from mat.robustness.figures import picture_style
 from mat.tools.plot import main
@@ -202,12 +202,12 @@ def test_pictures_of_events_are_read_from_all_files_up_to_a_damage(tmp_path):
         events = Events(tmp_path)
         for epoch in epochs:
             events.write(epoch, {"loss": 1.0}, {"other": np.zeros([1, 1, 3], np.uint8), "patches": np.full([4, 5, 3], epoch, np.uint8)})
-    pictures = read_pictures(tmp_path, "patches")
+    pictures = read_values(tmp_path, "patches")
     assert list(pictures) == [0, 1, 2, 3]
-    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    assert all(png.startswith(b"\x89PNG") for _, _, png in pictures.values())
     newest = max(tmp_path.glob("*tfevents*"), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:-7])
-    assert [*read_pictures(tmp_path, "patches"), *read_pictures(tmp_path, "missing")] == [0, 1, 2]
+    assert [*read_values(tmp_path, "patches"), *read_values(tmp_path, "missing")] == [0, 1, 2]
 
 
 def test_confusion_is_counted_without_and_under_the_worst_patch(tmp_path):

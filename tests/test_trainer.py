@@ -11,7 +11,7 @@ import tensorflow as tf
 from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.models import create_model, load_weights
-from mat.results.events import read_scalars
+from mat.results.events import read_values
 from mat.results.run_directory import patch_grid
 from mat.results.summary import print_plan
 from mat.run import build_run
@@ -90,7 +90,7 @@ def test_values_of_single_steps_go_to_tensorboard_and_change_nothing(tiny_config
 
         trainer.run.step.train_on_batch = train
         trainer.fit()
-        found = {tag: read_scalars(config.result_dir / "events", f"step/{tag}") for tag in ("loss", "accuracy")}
+        found = {tag: read_values(config.result_dir / "events", f"step/{tag}") for tag in ("loss", "accuracy")}
         assert found["loss"] == {step: float(loss) for step, loss in losses.items() if step % every == 0}
         assert found["accuracy"].keys() == found["loss"].keys() == ({3, 6} if name == "often" else set())
         assert all(8 * accuracy in range(9) for accuracy in found["accuracy"].values())

@@ -77,15 +77,12 @@ def written_tags(directory: str | os.PathLike) -> list[tuple[str, int]]:
     return sorted((value.tag, epoch) for epoch, value in _values(directory))
 
 
-def read_pictures(directory: str | os.PathLike, tag: str) -> dict[int, bytes]:
-    """The pictures of a tag in the event files of a directory, epoch -> PNG, in rising order; otherwise as `written_tags`."""
-    pictures = {epoch: tf.make_ndarray(value.tensor)[2] for epoch, value in _values(directory) if value.tag == tag}  # [width, height, PNG]
-    return dict(sorted(pictures.items()))
+def read_values(directory: str | os.PathLike, tag: str) -> dict[int, np.ndarray]:
+    """The values of a tag in the event files of a directory, by epoch or step in rising order; otherwise as `written_tags`.
 
-
-def read_scalars(directory: str | os.PathLike, tag: str) -> dict[int, float]:
-    """The scalars of a tag in the event files of a directory, by epoch or step, in rising order; otherwise as `written_tags`."""
-    return dict(sorted((epoch, float(tf.make_ndarray(value.tensor))) for epoch, value in _values(directory) if value.tag == tag))
+    A scalar is float32 []; pictures are a list of strings: width, height, and a PNG file for each.
+    """
+    return dict(sorted((epoch, tf.make_ndarray(value.tensor)) for epoch, value in _values(directory) if value.tag == tag))
 
 
 def _values(directory: str | os.PathLike) -> Iterator[tuple[int, Any]]:

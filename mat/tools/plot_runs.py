@@ -195,17 +195,17 @@ def _estimate(values: dict[str, Any]) -> Estimate:
 
 def _read_bank(run: pathlib.Path) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """The first patches of the bank by epoch, from the pictures in a run's events, and their order; none where it has no bank."""
-    from mat.results.events import read_pictures
+    from mat.results.events import read_values
     from mat.results.run_directory import MAX_PATCHES_IN_EVENTS
 
     file = run / _BANK_FILE
-    if not file.is_file() or not (pictures := read_pictures(run / "events", "patches")):
+    if not file.is_file() or not (pictures := read_values(run / "events", "patches")):
         return {}, np.zeros(0, np.int64)
     try:
         arrays = read_arrays(file)
         n_patches, height, width, _ = arrays["patches"].shape  # which the pictures do not tell
         order = np.argsort(-arrays["step_sizes"][:MAX_PATCHES_IN_EVENTS], kind="stable")
-        return {epoch: _cells(png, min(n_patches, MAX_PATCHES_IN_EVENTS), height, width) for epoch, png in pictures.items()}, order
+        return {epoch: _cells(png, min(n_patches, MAX_PATCHES_IN_EVENTS), height, width) for epoch, (_, _, png) in pictures.items()}, order
     except (ValueError, KeyError, Image.UnidentifiedImageError) as error:
         reason = single_line(str(error))
         raise UserError(f"{file}: not the bank that {run / 'events'} has pictures of ({reason}). Restore both, or remove events") from None
