@@ -98,7 +98,7 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
         _evaluate(run)
         for file in run.weights() if run.in_depth else ():
             if not read_report(report_path(file, quick=True)):
-                _call_evaluate(file, "--quick", "--iterations", "250", resume=report_path(file, quick=True).exists())
+                _call_evaluate(file, "--quick", resume=report_path(file, quick=True).exists())
     for run in runs:  # now that their patches are fitted
         others = [found for other in _others(run) if (found := _patches_of(other))]
         _evaluate(run, others)
