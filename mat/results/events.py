@@ -80,7 +80,7 @@ def written_tags(directory: str | os.PathLike) -> list[tuple[str, int]]:
 def read_values(directory: str | os.PathLike, tag: str) -> dict[int, np.ndarray]:
     """The values of a tag in the event files of a directory, by epoch or step in rising order; otherwise as `written_tags`.
 
-    A scalar is float32 []; pictures are a list of strings: width, height, and a PNG file for each.
+    A scalar is float32 []. Pictures are bytes [2 + n]: width and height in decimal digits, and n PNG files.
     """
     return dict(sorted((epoch, tf.make_ndarray(value.tensor)) for epoch, value in _values(directory) if value.tag == tag))
 
