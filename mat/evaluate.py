@@ -22,6 +22,7 @@ from mat.cli.yaml_reader import apply_override
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.data.metadata import trained_classes
 from mat.models.other_files import refuse_other_files
+from mat.results.run_files import BANK_FILE
 from mat.robustness.store import report_path
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def evaluate_network(
         keys = ("image_size", "n_classes", "input_range", "logits")
         model = wrap_model(model, **{key: getattr(config, key) for key in keys})
     if bank is None and weights is not None and "bank" in config.evaluation.starts:
-        beside = weights.with_name("patches.npz")
+        beside = weights.with_name(BANK_FILE)
         bank = beside if beside.is_file() else None
     if splits is None:
         splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)

@@ -18,7 +18,7 @@ from mat.data.splits import class_names
 from mat.data.tiny_imagenet import validation_dataset
 from mat.models.prepared import compile_with
 from mat.results.estimate import print_estimate
-from mat.results.run_directory import BANK_FILE, CONFIG_FILE, NETWORK_FILE
+from mat.results.run_files import BANK_FILE, CONFIG_FILE, NETWORK_FILE
 from mat.results.summary import print_summary
 from mat.robustness.display import Report
 from mat.robustness.measure import measure_robustness

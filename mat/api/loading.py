@@ -15,7 +15,7 @@ from mat.data.picture_files import read_picture
 from mat.data.splits import class_names
 from mat.data.tiny_imagenet import validation_image
 from mat.models import create_model, load_weights
-from mat.results.run_directory import CONFIG_FILE, weights_files
+from mat.results.run_files import CONFIG_FILE, weights_files
 from mat.robustness.classifier_config import read_classifier
 
 Path = str | os.PathLike[str]

@@ -12,7 +12,8 @@ from mat.cli.text import format_value
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.models.pooling import SMALLEST_POOL, last_feature_map
-from mat.results.run_directory import CONFIG_FILE, ResultDirectory
+from mat.results.run_directory import ResultDirectory
+from mat.results.run_files import CONFIG_FILE
 
 
 def read_record(directory: ResultDirectory, config: PatchTrainingConfig, *, extend: int | None = None) -> dict[str, Any] | None:

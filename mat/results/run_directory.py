@@ -20,16 +20,19 @@ from mat.models.own_weights import save_network
 from mat.patch import PatchBank
 from mat.results.checkpoints import Checkpoints
 from mat.results.events import Events
+from mat.results.run_files import (
+    BANK_FILE,
+    BANK_PICTURE,
+    CONFIG_FILE,
+    LOG_COLUMNS,
+    LOG_FILE,
+    NETWORK_FILE,
+    ROBUST_COLUMN,
+    weights_files,
+    weights_name,
+)
 
-CONFIG_FILE = "config.yaml"
-LOG_FILE = "log.csv"
 LOCK_FILE = "lock"  # beside the checkpoints
-BANK_FILE = "patches.npz"
-NETWORK_FILE = "network.keras"  # the whole own network after the last epoch
-BANK_PICTURE = "patches.png"
-WEIGHTS_NAMES = ("tiny_imagenet_weights_{}.h5", "network_{}.weights.h5")  # by epoch, of the ResNet and of an own network
-LOG_COLUMNS = {"Epoch": "epoch", "Train Loss": "loss", "Train Accuracy": "accuracy", "Valid Accuracy": "validation_accuracy"}
-ROBUST_COLUMN = {"Robust Accuracy": "robust_accuracy"}  # empty but in the epochs that were evaluated
 EVENT_TAGS = {
     "train/loss": "loss",
     "train/accuracy": "accuracy",
@@ -70,7 +73,7 @@ class ResultDirectory:
         self.checkpoints = Checkpoints(path / "checkpoints", keep=checkpoints_to_keep)
         self.resume_command = _resume_command(resume_config or path / CONFIG_FILE)
         self._resume = resume
-        self._weights_name = WEIGHTS_NAMES[own_network]
+        self._own_network = own_network
         try:
             if not resume and is_occupied(self.path):
                 raise self._exists_error()
@@ -115,8 +118,8 @@ class ResultDirectory:
             yield
 
     def weights_path(self, epoch: int) -> pathlib.Path:
-        """The weights file of an epoch, counted from 0: of the ResNet the original's name, also for other data."""
-        return self.path / self._weights_name.format(f"{epoch:03d}")
+        """The weights file of an epoch, counted from 0."""
+        return self.path / weights_name(epoch, own_network=self._own_network)
 
     def newest_weights(self) -> pathlib.Path | None:
         """The newest weights file; None where there is none, or only the first epoch's, which a run killed while saving writes again."""
@@ -188,12 +191,6 @@ class ResultDirectory:
         if not paths:
             return "No checkpoint was written yet"
         return f"The newest checkpoint is {paths[0]}. Continue with: {self.resume_command}"
-
-
-def weights_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The weights files of a run, the newest last."""
-    files = [path for name in WEIGHTS_NAMES for path in directory.glob(name.format("*"))]
-    return sorted(files, key=lambda path: (len(path.name), path.name))
 
 
 def _resume_command(config: pathlib.Path) -> str:

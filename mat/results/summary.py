@@ -14,7 +14,7 @@ from mat.cli.progress import duration
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import describe
-from mat.results.run_directory import BANK_FILE, BANK_PICTURE, LOG_FILE, NETWORK_FILE
+from mat.results.run_files import BANK_FILE, BANK_PICTURE, LOG_FILE, NETWORK_FILE
 
 MANY_LEFT_OUT = 0.1  # share of the training images that an epoch leaves out, which raises a warning
 

@@ -25,11 +25,11 @@ from mat.cli.files import check_writable
 from mat.cli.paths import expand_path
 from mat.data.metadata import trained_classes
 from mat.data.picture_files import MAX_SIDE
+from mat.results.run_files import BANK_FILE
 from mat.robustness.inputs import read_labeled
 from mat.robustness.patch_pictures import CONTACT_SHEET, encode_patch, resample
 from mat.robustness.store import FITTED_PATCHES_FILE, read_arrays, read_report
 
-_BANK_FILE = "patches.npz"
 _CELL, _FONT_SIZE, _MARGIN = 96, 12, 8  # of the contact sheet, pixels: towards which small patches are enlarged, of text, between patches
 _BACKGROUND = "#dcdcdc"  # against which white edges of patches are seen
 _MILLIMETERS = 25.4  # in an inch
@@ -64,7 +64,7 @@ def read_exported(file: pathlib.Path) -> list[ExportedPatch]:
         label = "names" if "names" in arrays else "targets"
         patches, labels = read_labeled(file, label)
     except ValueError as error:
-        remedy = f"Give the {_BANK_FILE} of a training run, or the {FITTED_PATCHES_FILE} of an evaluation"
+        remedy = f"Give the {BANK_FILE} of a training run, or the {FITTED_PATCHES_FILE} of an evaluation"
         raise UserError(f"{file}: not patches of this program ({error}). {remedy}") from None
     unknown, digits = np.full(len(patches), None), len(str(len(patches) - 1))
     numbers = [f"{i:0{digits}}" for i in range(len(patches))]
@@ -157,11 +157,11 @@ def _patches_file(source: pathlib.Path) -> pathlib.Path:
     """The `.npz` file that is meant by a directory or a file."""
     if not source.is_dir():
         return source
-    for name in (FITTED_PATCHES_FILE, _BANK_FILE):
+    for name in (FITTED_PATCHES_FILE, BANK_FILE):
         if (source / name).is_file():
             return source / name
     raise UserError(
-        f"{source}: has neither {_BANK_FILE} nor {FITTED_PATCHES_FILE}. Give the directory of a training run with patches, or of an "
+        f"{source}: has neither {BANK_FILE} nor {FITTED_PATCHES_FILE}. Give the directory of a training run with patches, or of an "
         "evaluation that is finished"
     )
 
@@ -173,7 +173,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Write the bank of a training run, or the patches that an evaluation fitted, as PNG files to print, with a contact "
         "sheet and a table. mat-evaluate --patches takes the PNG files back, with the exact values.",
     )
-    meaning = f"directory of a training run or an evaluation, or a {_BANK_FILE} or {FITTED_PATCHES_FILE}"
+    meaning = f"directory of a training run or an evaluation, or a {BANK_FILE} or {FITTED_PATCHES_FILE}"
     parser.add_argument("source", metavar="RUN|FILE", type=expand_path, help=meaning)
     parser.add_argument("--size", metavar="N", type=int, default=300, help="pixels of a picture's longer side (default: %(default)s)")
     parser.add_argument("--dpi", metavar="N", type=int, default=300, help="pixels per inch when printed (default: %(default)s)")

@@ -22,6 +22,7 @@ import yaml
 
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.paths import expand_path
+from mat.results.run_files import BANK_FILE, LOG_FILE
 
 _TRAIN = pathlib.Path(__file__).parent.parent / "train.py"
 _SIZES = {"image_size": 32, "n_classes": 10}
@@ -110,7 +111,7 @@ def _differences(one, other):
 
     from mat.results.events import written_tags
 
-    names = {"log.csv", "patches.npz", *(path.name for run in (one, other) for path in run.glob("*.h5"))}
+    names = {LOG_FILE, BANK_FILE, *(path.name for run in (one, other) for path in run.glob("*.h5"))}
     _, different, missing = filecmp.cmpfiles(one, other, sorted(names), shallow=False)
     readers = [tf.train.load_checkpoint(tf.train.latest_checkpoint(str(run / "checkpoints"))) for run in (one, other)]
     for name in readers[0].get_variable_to_shape_map():

@@ -22,9 +22,10 @@ from mat.cli.text import single_line
 from mat.cli.yaml_reader import read_mapping
 from mat.data.metadata import trained_classes
 from mat.models.weights import git_blob
+from mat.results.run_files import BANK_FILE, CONFIG_FILE, LOG_COLUMNS, LOG_FILE, NETWORK_FILE, ROBUST_COLUMN
 from mat.robustness.store import EVALUATION_SUFFIX, REPORT_FILE, read_arrays
 
-_LOG_FILE, _CONFIG_FILE, _BANK_FILE, _EXAMPLES_FILE = "log.csv", "config.yaml", "patches.npz", "examples.csv"
+_EXAMPLES_FILE = "examples.csv"
 _NOT_OF_THE_KIND = ("base_result_dir", "unique_name", "seed")  # keys of a config that runs of one kind may differ in
 _WEIGHTS_EPOCH = re.compile(r"_(\d+)(\.weights)?\.h5")
 
@@ -100,10 +101,10 @@ def _read_run(path: pathlib.Path, name: str) -> PlottedRun:
     directories = [path] if alone else [found for found in sorted(path.glob(f"*{EVALUATION_SUFFIX}*")) if found.is_dir()]
     try:
         finished = [found for found in directories if (found / REPORT_FILE).is_file()]
-        config = read_mapping(path / _CONFIG_FILE) if (path / _CONFIG_FILE).is_file() else {"run": str(path)}
-        if (path / _LOG_FILE).is_file():
+        config = read_mapping(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {"run": str(path)}
+        if (path / LOG_FILE).is_file():
             load_tensorflow()
-            log, (bank, order) = _read_log(path / _LOG_FILE), _read_bank(path)
+            log, (bank, order) = _read_log(path / LOG_FILE), _read_bank(path)
         networks = _last_network(path, config.get("n_epochs"), log) if log else {}
         evaluations = [_read_evaluation(found, networks) for found in finished]
         classes = dict(enumerate(trained_classes(path if alone else path / REPORT_FILE)))
@@ -115,11 +116,11 @@ def _read_run(path: pathlib.Path, name: str) -> PlottedRun:
     if alone:
         missing.append("an evaluation alone: no learning curves, no bank")
     elif not log:
-        missing.append(f"no epoch in {_LOG_FILE}: no learning curves")
+        missing.append(f"no epoch in {LOG_FILE}: no learning curves")
     if not alone and not bank:
         missing.append("no bank in events: no strips of it")
     if log and bank and (lacking := set(log["Epoch"]) - set(bank)):
-        missing.append(f"no bank in events of {len(lacking)} of the {len(log['Epoch'])} epochs in {_LOG_FILE}: left out")
+        missing.append(f"no bank in events of {len(lacking)} of the {len(log['Epoch'])} epochs in {LOG_FILE}: left out")
     if not evaluations:
         missing.append("no evaluation: no robust accuracy, no confusion")
     for one in evaluations:
@@ -142,8 +143,6 @@ def _reading(path: pathlib.Path, what: str, remedy: str) -> Iterator[None]:
 
 def _read_log(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The columns of a log.csv."""
-    from mat.results.run_directory import LOG_COLUMNS, ROBUST_COLUMN
-
     with _reading(path, "a log of this program", "Restore it, or leave this run out"):
         rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode()), delimiter=";", strict=True))
         columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in LOG_COLUMNS}
@@ -155,8 +154,6 @@ def _read_log(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _last_network(run: pathlib.Path, n_epochs: object, log: dict[str, np.ndarray]) -> dict[str, int]:
     """The epoch of a finished run's whole own network by the git blob of its file, which has no epoch in its name; else empty."""
-    from mat.results.run_directory import NETWORK_FILE
-
     if len(log["Epoch"]) != n_epochs or not (run / NETWORK_FILE).is_file():
         return {}  # while a run is extended, the file is that of the epochs before
     return {git_blob(run / NETWORK_FILE): int(log["Epoch"][-1])}
@@ -198,7 +195,7 @@ def _read_bank(run: pathlib.Path) -> tuple[dict[int, np.ndarray], np.ndarray]:
     from mat.results.events import read_values
     from mat.results.run_directory import MAX_PATCHES_IN_EVENTS
 
-    file = run / _BANK_FILE
+    file = run / BANK_FILE
     if not file.is_file() or not (pictures := read_values(run / "events", "patches")):
         return {}, np.zeros(0, np.int64)
     try:
