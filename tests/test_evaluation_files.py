@@ -128,3 +128,17 @@ def test_a_report_stays_until_its_successor_is_made(tmp_path):
     with pytest.raises(FileNotFoundError):  # killed between two files: the old report does not stand beside new files
         grown.write_report({"report.md": b"new", "missing/directory": b""})
     assert read_report(tmp_path / "report") is None
+
+
+def test_growth_that_was_only_begun_may_be_given_up(tmp_path):
+    asked = {"seed": 0, "patches_git_blob": ["a"], "evaluation.curves": False}
+    wrong, right = asked | {"patches_git_blob": ["a", "wrong"], "evaluation.curves": True}, asked | {"patches_git_blob": ["a", "right"]}
+    directory = ReportDirectory(tmp_path / "report", wrong)
+    directory.create()
+    ReportDirectory(tmp_path / "report", asked, resume=True).create()  # of one that is not finished too
+    report = {"headline": {}, "subject": {"seed": 0, "patches_git_blob": ["a"], "protocol": {"curves": False}}}
+    directory.write_report({"report.json": json.dumps(report).encode()})
+    ReportDirectory(tmp_path / "report", wrong, resume=True).create()
+    ReportDirectory(tmp_path / "report", right, resume=True).create()
+    with pytest.raises(UserError, match=r"has patches_git_blob: \['a'\], and this one has patches_git_blob: \['right'\]"):
+        ReportDirectory(tmp_path / "report", asked | {"patches_git_blob": ["right"]}, resume=True)

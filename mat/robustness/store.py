@@ -24,7 +24,7 @@ FITTED_PATCHES_FILE = "universal_patches.npz"
 EVALUATION_SUFFIX = "_evaluation"
 _PROTOCOL_FILE = "protocol.json"
 _REMEDY = "Choose another --output"
-# Of the protocol, what a later call may add to, as the patches that were fitted do not depend on it.
+# Of the protocol, what may be added to a finished evaluation, and may change in an unfinished one, as no fitted patch depends on it.
 _MAY_GROW = ("patches_from_git_blob", "patches_git_blob", "evaluation.attacks", "evaluation.curves")
 
 
@@ -92,23 +92,19 @@ class ReportDirectory:
         if occupied and not resume:
             raise UserError(f"{self.path}: exists already. {_REMEDY}, or continue the evaluation in it with --resume")
         check_writable(self.path, _REMEDY)
-        if occupied and (report := read_report(self.path)) and self._is_in(report):
+        report = read_report(self.path) if occupied else None
+        if report and has_all(report, self._protocol):
             self.report = report
             return
         saved = _read_json(self.path / _PROTOCOL_FILE) if occupied else self._protocol
         if not saved:
             raise UserError(f"{self.path}: holds no evaluation to continue ({_PROTOCOL_FILE}). {_REMEDY}")
+        tried = _report_protocol(report) if report else {}  # which must stay, while what was only begun may be given up
         for key in saved | self._protocol:
-            then, now = saved.get(key), self._protocol.get(key)
-            if then != now and not (key in _MAY_GROW and _grows(then, now)):  # what was tried must stay
+            then, now = (tried if key in _MAY_GROW else saved).get(key), self._protocol.get(key)
+            if then != now and not (key in _MAY_GROW and _is_part_of(then, now)):
                 difference = f"the evaluation in it has {key}: {single_line(str(then))}, and this one has {key}: {single_line(str(now))}"
                 raise UserError(f"{self.path}: {difference}. Give what it was begun with, or choose another --output")
-
-    def _is_in(self, report: dict) -> bool:
-        """Whether a report has all that the protocol asks for."""
-        subject = report["subject"]
-        done = subject | {f"evaluation.{key}": value for key, value in subject.get("protocol", {}).items()}
-        return all(now == done.get(key) or (key in _MAY_GROW and _grows(now, done.get(key))) for key, now in self._protocol.items())
 
     def create(self) -> None:
         """Make the directory, with the protocol in it."""
@@ -137,8 +133,20 @@ class ReportDirectory:
             return None
 
 
-def _grows(then: list | bool | None, now: list | bool | None) -> bool:
-    """Whether a list still has all that it had, or a switch that was off is on."""
-    if isinstance(then, bool) or isinstance(now, bool):
-        return not then
-    return set(then or ()) <= set(now or ())
+def has_all(report: dict, protocol: dict) -> bool:
+    """Whether a finished evaluation has all that a protocol, or a part of one, asks for."""
+    done = _report_protocol(report)
+    return all(now == done.get(key) or (key in _MAY_GROW and _is_part_of(now, done.get(key))) for key, now in protocol.items())
+
+
+def _report_protocol(report: dict) -> dict:
+    """What the results of a report depend on, under the keys of a protocol."""
+    subject = report["subject"]
+    return subject | {f"evaluation.{key}": value for key, value in subject.get("protocol", {}).items()}
+
+
+def _is_part_of(one: list | bool | None, other: list | bool | None) -> bool:
+    """Whether a list is in another, or a switch is off or both are on."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return not one or bool(other)
+    return set(one or ()) <= set(other or ())
