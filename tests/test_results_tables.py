@@ -42,11 +42,12 @@ def calls(monkeypatch, tmp_path):
             (config.result_dir / "log.csv").write_text((config.n_epochs + 1) * "\n")
         else:
             parsed = evaluate.parse_arguments(list(arguments))
-            assert evaluate.read_config(parsed).evaluation.n_targets == 10
+            protocol = evaluate.read_config(parsed).evaluation
             directory = report_path(parsed.weights, quick=parsed.quick)
             assert parsed.resume == directory.exists()
             directory.mkdir(exist_ok=True)
-            (directory / "report.json").write_text(json.dumps({"headline": {}, "subject": {"patches_from": parsed.patches_from}}))
+            subject = {"patches_from": parsed.patches_from, "protocol": protocol.to_values()}
+            (directory / "report.json").write_text(json.dumps({"headline": {}, "subject": subject}))
 
     monkeypatch.setattr(results, "_call", call)
     return made
@@ -59,6 +60,17 @@ def evaluated(call):
     return pathlib.Path(parsed.weights).parent.name, [(path.parent if "results" in path.parts else path).name for path in directories]
 
 
+def options(call):
+    """The options of a call that evaluates."""
+    return evaluate.parse_arguments(list(call[1:]))
+
+
+def publish(directory):
+    """An evaluation as those in weights/ are."""
+    directory.mkdir(parents=True)
+    (directory / "report.json").write_text(json.dumps({"headline": {}, "subject": {}}))
+
+
 def test_results_are_made_once(calls, tmp_path):
     assert results.main(["--data", "tiny.zip"]) == 0
     assert calls[0] == ("-m", "mat.data.convert", "tiny.zip", "data/tiny-imagenet-10", "--classes", "configs/results/classes.txt")
@@ -69,15 +81,37 @@ def test_results_are_made_once(calls, tmp_path):
     assert others.pop("mat_0") == ["standard_0", "mat_1"]
     assert others.pop("standard_1") == others.pop("mat_1") == ["standard_0", "mat_0"]
     assert others == {run.name: ["standard_0", "mat_0"] for run in results.RUNS[4:]}
+    assert {tuple(options(call).patches) for call in calls if "--patches-from" in call} == {("results/tiny_imagenet_10/mat_0/patches.npz",)}
+    in_depth = {evaluated(call)[0] for call in calls if "--quick" in call or "evaluation.curves=true" in call}
+    assert in_depth == {"mat_1"}
+    quick = [pathlib.Path(options(call).weights).stem[-3:] for call in calls if "--quick" in call]
+    assert quick == ["004", "009", "014", "019", "024", "029"]
     assert sorted(path.stem for path in (tmp_path / "docs" / "results").iterdir()) == sorted(RUN_TITLES)
     calls.clear()
     assert results.main([]) == 0
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [("tiny_imagenet_weights_029_evaluation", "curves", False), ("tiny_imagenet_weights_009_quick_evaluation", "max_images", 50)],
+)
+def test_a_report_of_another_protocol_is_not_taken_for_done(calls, tmp_path, file, key, value):
+    results.make_results(results.RUNS, "tiny.zip")
+    path = tmp_path / "results/tiny_imagenet_10/mat_1" / file / "report.json"
+    report = json.loads(path.read_text())
+    report["subject"]["protocol"][key] = value
+    path.write_text(json.dumps(report))
+    calls.clear()
+    results.make_results(results.RUNS, None)
+    [call] = calls
+    assert options(call).resume
+    assert report_path(options(call).weights, quick=options(call).quick).name == file
+
+
 def test_an_interrupted_run_goes_on_and_has_no_figures_without_the_others(calls, tmp_path, capsys):
     results.make_results(results.RUNS[:1], "tiny.zip")
-    assert "standard_0: evaluated without the patches of all of mat_0, standard_1: no figures" in capsys.readouterr().out
+    assert "standard_0: no figures, as the patches of mat_0, standard_1 are tried for these" in capsys.readouterr().out
     assert not (tmp_path / "docs" / "results").exists()
     log = tmp_path / "results/tiny_imagenet_10/standard_0/log.csv"
     log.write_text(log.read_text()[1:])
@@ -88,14 +122,23 @@ def test_an_interrupted_run_goes_on_and_has_no_figures_without_the_others(calls,
 
 def test_a_run_alone_is_attacked_with_the_published_patches(calls, tmp_path):
     for run in ("standard", "mat"):
-        directory = tmp_path / f"weights/tiny_imagenet_10_{run}"
-        directory.mkdir(parents=True)
-        (directory / "report.json").write_text(json.dumps({"headline": {}, "subject": {}}))
+        publish(tmp_path / f"weights/tiny_imagenet_10_{run}")
+    half_trained = tmp_path / "results/tiny_imagenet_10/mat_0/patches.npz"
+    half_trained.parent.mkdir(parents=True)
+    half_trained.write_bytes(b"")
     results.make_results(results.RUNS[4:5], "tiny.zip")
     *_, last = calls
     assert evaluated(last) == ("adversarial_training_0", ["tiny_imagenet_10_standard", "tiny_imagenet_10_mat"])
-    assert last[last.index("--patches") + 1] == "weights/tiny_imagenet_10_mat/patches.npz"
+    assert options(last).patches == ["weights/tiny_imagenet_10_mat/patches.npz"]
     assert (tmp_path / "docs/results/adversarial_training_0.json").is_file()
+
+
+def test_figures_that_cannot_be_written_are_told(calls, tmp_path, capsys):
+    for run in ("standard", "mat"):
+        publish(tmp_path / f"weights/tiny_imagenet_10_{run}")
+    (tmp_path / "docs").write_text("no directory")
+    assert results.main(["--data", "tiny.zip", "--only", "adversarial_training_0"]) == 2
+    assert "docs/results/adversarial_training_0.json: cannot be written: " in capsys.readouterr().err
 
 
 # A command that stops when it is told to, which `kill` tells the process that called it.
@@ -159,8 +202,17 @@ def test_tables_have_the_figures_of_the_runs():
         },
         "strongest": {"grid": {"accuracy": 0.7}, "controls": {"accuracy": 0.78}},
         "highest_success": {"success": 0.2, "target_name": "pizza"},
+        "lowest_by_goal": {"untargeted": 0.75, "pizza": 0.7},
         "epochs": {"004": headline},
     }
+    mat_1 = mat_0 | {"curves": {"iterations": [{"iterations": 40, **estimate(0.7)}], "patch_size": []}, "epochs": {"009": headline}}
+    both = tables({"mat_0": mat_0, "mat_1": mat_1})  # which were evaluated at other epochs and numbers of iterations
+    assert both["epochs"].splitlines()[::2] == [
+        "| after epoch | 5 | 10 |",
+        "| **MAT**, seed 0: clean | 82.0% |  |",
+        "| **MAT**, seed 1: clean |  | 82.0% |",
+    ]
+    assert both["curves"].splitlines()[:4:3] == ["| iterations | 10 | 20 | 40 |", "| **MAT**, seed 1 |  |  | 70.0% |"]
     made = {name: table.splitlines()[2:] for name, table in tables({"mat_0": mat_0}).items()}
     cells = [
         "**MAT**, seed 0",
@@ -173,6 +225,7 @@ def test_tables_have_the_figures_of_the_runs():
     ]
     assert made["accuracies"] == [f"| {' | '.join(cells)} |"]
     assert made["kinds"] == ["| **MAT**, seed 0 | 70.0% |  |  |  | 78.0% |"]
+    assert made["goals"] == ["| **MAT**, seed 0 | 75.0% | 70.0% |"]
     assert made["epochs"] == ["| **MAT**, seed 0: clean | 82.0% |", "| **MAT**, seed 0: robust | 70.0% |"]
     assert made["curves"] == ["| **MAT**, seed 0 | 80.0% | 72.0% |", "", "| patch | 6x6 |", "| --- | --- |", "| **MAT**, seed 0 | 81.0% |"]
     assert set(tables({}).values()) <= {"", "\n\n"}

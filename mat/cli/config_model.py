@@ -81,6 +81,10 @@ class Section(BaseModel):
         """The keys that may change when a run or an evaluation is resumed: no result depends on them."""
         return {name for name, field in cls.model_fields.items() if _CHANGEABLE in field.metadata}
 
+    def fixed_values(self) -> dict[str, Any]:
+        """The values that results depend on, by the keys' full names."""
+        return {self.prefix + name: value for name, value in self.to_values().items() if name not in self.changeable()}
+
     def differences(self, other: Self) -> list[tuple[str, Any, Any]]:
         """Where two configs differ in keys that may not change on resume: (key, value of this one, value of the other)."""
         found = []

@@ -79,9 +79,8 @@ def measure_robustness(
     transferred, (given, told) = read_transferred(foreign), read_given(patches, config.patch_shape)
     plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
     files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}
-    subject, protocol = _subject(config, model, splits, files), config.to_values()["evaluation"]
-    fixed = {f"evaluation.{key}": value for key, value in protocol.items() if key not in config.evaluation.changeable()}
-    results = ReportDirectory(directory, subject | fixed, resume=resume, numbered=numbered)
+    subject = _subject(config, model, splits, files)
+    results = ReportDirectory(directory, subject | config.evaluation.fixed_values(), resume=resume, numbered=numbered)
     title, report = "This evaluation was finished before", results.report
     if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
@@ -96,7 +95,7 @@ def measure_robustness(
             scores = _run(plan, model, splits, results, jit_compile=use_xla(config.jit_compile))
             names = class_names(config.data_dir, config.n_classes)
             paths = {name: _of_each(str, path) for name, path in files.items()} | {"data_dir": config.data_dir}
-            subject = paths | subject | {"protocol": protocol}
+            subject = paths | subject | {"protocol": config.evaluation.to_values()}
             report = make_report(scores, protocol=config.evaluation, subject=subject, class_names=names)
             run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
             report["run"] = run | {"device": device_name()}

@@ -57,9 +57,13 @@ def _other_table(rows: list[dict]) -> str:
 
 def _curve_table(points: list[dict], key: str) -> str:
     """The points of a curve; `key` is what they differ in."""
-    values = ["x".join(map(str, point[key][:2])) if key == "patch_shape" else point[key] for point in points]
-    lines = [[value, *_interval(p), _percent(p["mean"]), p["n_patches"]] for value, p in zip(values, points, strict=True)]
+    lines = [[curve_value(p, key), *_interval(p), _percent(p["mean"]), p["n_patches"]] for p in points]
     return markdown_table([key.replace("_", " "), "worst", "95 % interval", "mean", "patches"], lines)
+
+
+def curve_value(point: dict, key: str) -> str:
+    """What a point of a curve is at, as tables show it; `key` is what the points differ in: `iterations` or `patch_shape`."""
+    return "x".join(map(str, point[key][:2])) if key == "patch_shape" else str(point[key])
 
 
 def _interval(estimate: dict) -> tuple[str, str]:

@@ -2,13 +2,12 @@
 
 make results [DATA=tiny-imagenet-200.zip] [ONLY="mat_0 standard_0"]
 
-What is done is skipped, what was interrupted goes on. A network is attacked with the patches of others too: of those that were
-repeated here, and else of those in weights/. The figures go into docs/results/RUN.json, of which `python -m mat.tools.results_tables`
-makes the tables.
+What is done is skipped, what was interrupted goes on. A network is attacked with the patches of others too: of those that are
+repeated here by then, and else of those in weights/. The figures go into docs/results/RUN.json, of which
+`python -m mat.tools.results_tables` makes the tables.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import signal
@@ -17,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import mat.evaluate as evaluate
 from mat.cli.command import run_command
 from mat.cli.console import console
 from mat.cli.errors import UserError
@@ -24,13 +24,13 @@ from mat.cli.files import replace_file
 from mat.cli.paths import expand_path
 from mat.config import PatchTrainingConfig
 from mat.data.metadata import DATASET_FILE
-from mat.robustness.store import read_report, report_path
+from mat.results.run_files import BANK_FILE, LOG_FILE, weights_name
+from mat.robustness.store import has_all, read_report, report_path
 from mat.tools.results_tables import FIGURES, run_figures
 
 CONFIGS = pathlib.Path("configs", "results")
 PROTOCOL = CONFIGS / "evaluation.yaml"
 CLASSES = CONFIGS / "classes.txt"
-_BANK_FILE = "patches.npz"
 PUBLISHED = pathlib.Path("weights")  # has networks that these runs made, with their patches
 EVALUATED_EPOCHS = 5  # the weights of every fifth epoch are evaluated in a run that is evaluated in depth
 
@@ -60,12 +60,13 @@ class ResultRun(NamedTuple):
         """The weights files to evaluate, that of the last epoch last."""
         config = self.read_config()
         epochs = range(EVALUATED_EPOCHS, config.n_epochs, EVALUATED_EPOCHS) if self.in_depth else ()
-        return [config.result_dir / f"tiny_imagenet_weights_{epoch - 1:03d}.h5" for epoch in (*epochs, config.n_epochs)]
+        return [config.result_dir / weights_name(epoch - 1) for epoch in (*epochs, config.n_epochs)]
 
     def is_trained(self) -> bool:
         """Whether its last epoch is logged, which follows its weights and its bank."""
-        log = self.read_config().result_dir / "log.csv"
-        return log.is_file() and len(log.read_text("utf-8").splitlines()) > self.read_config().n_epochs
+        config = self.read_config()
+        log = config.result_dir / LOG_FILE
+        return log.is_file() and len(log.read_text("utf-8").splitlines()) == 1 + config.n_epochs
 
 
 STANDARD, MAT = ResultRun("standard"), ResultRun("mat")
@@ -95,18 +96,29 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
         if not run.is_trained():
             resume = ["--resume"] if run.read_config().result_dir.exists() else []
             _call("mat/train.py", str(CONFIGS / f"{run.config}.yaml"), "--set", f"seed={run.seed}", *resume)
-        _evaluate(run)
-        for file in run.weights() if run.in_depth else ():
-            if not read_report(report_path(file, quick=True)):
-                _call_evaluate(file, "--quick", resume=report_path(file, quick=True).exists())
+        if not read_report(_report_directory(run)):
+            _evaluate(run.weights()[-1])
+        for weights in run.weights() if run.in_depth else ():
+            _evaluate(weights, "--quick")
     for run in runs:  # now that their patches are fitted
         others = [found for other in _others(run) if (found := _patches_of(other))]
-        _evaluate(run, others)
         if len(others) < len(_others(run)):
-            console.print(f"{run.name}: evaluated without the patches of all of {', '.join(one.name for one in _others(run))}: no figures")
+            names = ", ".join(other.name for other in _others(run))
+            console.print(f"{run.name}: no figures, as the patches of {names} are tried for these, and not all of them are there")
             continue
+        options = ["--set", "evaluation.curves=true"] if run.in_depth else []
+        options += [word for other in others for word in ("--patches-from", str(other))]
+        _evaluate(run.weights()[-1], *options, "--patches", _bank())
+        _write_figures(run)
+
+
+def _write_figures(run: ResultRun) -> None:
+    path = FIGURES / f"{run.name}.json"
+    try:
         FIGURES.mkdir(parents=True, exist_ok=True)
-        replace_file(FIGURES / f"{run.name}.json", (json.dumps(run_figures(run.weights()), indent=1) + "\n").encode())
+        replace_file(path, (json.dumps(run_figures(run.weights()), indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}. Mend that, and run the same command again") from None
 
 
 def _others(run: ResultRun) -> list[ResultRun]:
@@ -123,33 +135,39 @@ def _patches_of(run: ResultRun) -> pathlib.Path | None:
     return next((directory for directory in (_report_directory(run), run.published) if read_report(directory)), None)
 
 
-def _evaluate(run: ResultRun, others: Sequence[pathlib.Path] = ()) -> None:
-    """Evaluate the last weights of a run, also under the patches of other evaluations and MAT's bank, unless its report is there."""
-    report = read_report(_report_directory(run))
-    if report and len(report["subject"]["patches_from"] or ()) >= len(others):
-        return
-    more = [word for other in others for word in ("--patches-from", str(other))]
-    if others:
-        bank = MAT.read_config().result_dir / _BANK_FILE
-        more += ["--patches", str(bank if bank.is_file() else MAT.published / _BANK_FILE)]
-    curves = f"evaluation.curves={json.dumps(run.in_depth)}"
-    _call_evaluate(run.weights()[-1], "--set", curves, *more, resume=_report_directory(run).exists())
+def _bank() -> str:
+    """The file of MAT's bank, of the run whose patches are transferred."""
+    directory = MAT.published if _patches_of(MAT) == MAT.published else MAT.read_config().result_dir
+    return str(directory / BANK_FILE)
 
 
-def _call_evaluate(weights: pathlib.Path, *arguments: str, resume: bool) -> None:
-    _call("mat/evaluate.py", str(PROTOCOL), "--weights", str(weights), *arguments, *(["--resume"] if resume else []))
+def _evaluate(weights: pathlib.Path, *options: str) -> None:
+    """Evaluate weights by the protocol and `options` of the command, unless the report beside them has all of that."""
+    arguments = [str(PROTOCOL), "--weights", str(weights), *options]
+    parsed = evaluate.parse_arguments(arguments)
+    directory = report_path(weights, quick=parsed.quick)
+    if report := read_report(directory):
+        n_tried = len(report["subject"]["patches_from"] or ())
+        if has_all(report, evaluate.read_config(parsed).evaluation.fixed_values()) and n_tried >= len(parsed.patches_from):
+            return
+    _call("mat/evaluate.py", *arguments, *(["--resume"] if directory.exists() else []))
 
 
 def _call(*arguments: str) -> None:
     """Run a command of this program in a process of its own, whose memory ends with it; where it fails, end with its exit status."""
+    interrupted = False
     with subprocess.Popen([sys.executable, *arguments]) as process:
         signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         while process.poll() is None:
-            with contextlib.suppress(KeyboardInterrupt):  # which the command gets too: it saves what it has
+            try:
                 process.wait()
+            except KeyboardInterrupt:  # which the command gets too: it saves what it has
+                interrupted = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if status := process.returncode:
         sys.exit(status if status > 0 else 128 - status)  # as a shell tells of a signal
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mat.cli.files import replace_file
 from mat.config import PatchTrainingConfig
 from mat.robustness.intervals import interval_text
 from mat.robustness.store import REPORT_FILE, read_report, report_path
-from mat.robustness.tables import markdown_table
+from mat.robustness.tables import curve_value, markdown_table
 
 RESULTS_DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "results.md"
 FIGURES = RESULTS_DOCUMENT.with_suffix("")
@@ -31,19 +32,32 @@ _KINDS = {"grid": "white-box", "gradient_free": "gradient-free", "transfer": "tr
 
 
 def run_figures(weights: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What the tables take of a run: of its config, and of the reports beside its weights files, the last of them the final one."""
+    """What docs/results.md takes of a run: of its config, and of the reports beside its weights files, the last of them the final one.
+
+    Quick reports count where several weights files are given.
+    """
     directory, report = weights[-1].parent, json.loads((report_path(weights[-1], quick=False) / REPORT_FILE).read_bytes())
     config = PatchTrainingConfig.from_yaml(directory / "config.yaml")
-    quick = {path.stem.rpartition("_")[2]: read_report(report_path(path, quick=True)) for path in weights}
+    quick = {path.stem.rpartition("_")[2]: read_report(report_path(path, quick=True)) for path in weights if len(weights) > 1}
     targeted = [row for row in report["grid"] if row["target"] is not None]
     return {
         "n_epochs": config.n_epochs,
         "forward_equivalents": forward_equivalents(config),
-        **{key: report[key] for key in ("headline", "grid_summary", "curves", "cost", "versions", "run")},
+        **{key: report[key] for key in ("headline", "grid_summary", "curves", "cost", "versions", "run", "subject")},
         "strongest": {kind: min(report[kind], key=lambda row: row["accuracy"]) for kind in _KINDS if report[kind]},
+        "lowest_by_goal": _lowest_by_goal(report["grid"]),
         "highest_success": max(targeted, key=lambda row: row["success"]),
         "epochs": {epoch: found["headline"] for epoch, found in quick.items() if found},
     }
+
+
+def _lowest_by_goal(grid: list[dict[str, Any]]) -> dict[str, float]:
+    """The lowest accuracy under the white-box patches towards each class, and the untargeted ones."""
+    lowest: dict[str, float] = {}
+    for row in grid:
+        goal = row["target_name"] or "untargeted"
+        lowest[goal] = min(row["accuracy"], lowest.get(goal, 1.0))
+    return lowest
 
 
 def forward_equivalents(config: PatchTrainingConfig) -> int:
@@ -60,7 +74,9 @@ def tables(figures: dict[str, dict[str, Any]]) -> dict[str, str]:
     runs = {title: figures[name] for name, title in RUN_TITLES.items() if name in figures}
     with_epochs = {title: run for title, run in runs.items() if run["epochs"]}
     with_curves = {title: run for title, run in runs.items() if run["curves"]["iterations"]}
-    return {"accuracies": _accuracies(runs), "kinds": _kinds(runs), "epochs": _epochs(with_epochs), "curves": _curves(with_curves)}
+    by_goal = {title: run["lowest_by_goal"] for title, run in runs.items() if "lowest_by_goal" in run}
+    made = {"accuracies": _accuracies(runs), "kinds": _kinds(runs), "goals": _goals(by_goal)}
+    return made | {"epochs": _epochs(with_epochs), "curves": _curves(with_curves)}
 
 
 def _accuracies(runs: dict[str, dict[str, Any]]) -> str:
@@ -80,24 +96,28 @@ def _kinds(runs: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["", *_KINDS.values()], rows)
 
 
+def _goals(runs: dict[str, dict[str, float]]) -> str:
+    goals = list(dict.fromkeys(goal for lowest in runs.values() for goal in lowest))
+    return markdown_table(["", *goals], [[title, *(f"{lowest[goal]:.1%}" for goal in goals)] for title, lowest in runs.items()])
+
+
 def _epochs(runs: dict[str, dict[str, Any]]) -> str:
     epochs = sorted({epoch for run in runs.values() for epoch in run["epochs"]})
     rows = []
     for title, run in runs.items():
         for kind in ("clean", "robust"):
-            rows.append([f"{title}: {kind}", *(f"{run['epochs'][epoch][kind]['accuracy']:.1%}" for epoch in epochs)])
+            cells = [f"{run['epochs'][epoch][kind]['accuracy']:.1%}" if epoch in run["epochs"] else "" for epoch in epochs]
+            rows.append([f"{title}: {kind}", *cells])
     return markdown_table(["after epoch", *(str(int(epoch) + 1) for epoch in epochs)], rows)
 
 
 def _curves(runs: dict[str, dict[str, Any]]) -> str:
     parts: list[str] = []
     for name, key, label in (("iterations", "iterations", "iterations"), ("patch_size", "patch_shape", "patch")):
-        points = {title: run["curves"][name] for title, run in runs.items()}
-        heads = [
-            str(point[key]) if name == "iterations" else "x".join(map(str, point[key][:2])) for point in next(iter(points.values()), [])
-        ]
-        rows = [[title, *(f"{point['accuracy']:.1%}" for point in row)] for title, row in points.items()]
-        parts.append(markdown_table([label, *heads], rows))
+        curves = {title: {curve_value(point, key): point for point in run["curves"][name]} for title, run in runs.items()}
+        values = list(dict.fromkeys(value for points in curves.values() for value in points))
+        rows = [[title, *(f"{points[v]['accuracy']:.1%}" if v in points else "" for v in values)] for title, points in curves.items()]
+        parts.append(markdown_table([label, *values], rows))
     return "\n\n".join(parts)
 
 
@@ -115,4 +135,4 @@ def read_figures() -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    RESULTS_DOCUMENT.write_text(with_tables(RESULTS_DOCUMENT.read_text("utf-8"), read_figures()), "utf-8")
+    replace_file(RESULTS_DOCUMENT, with_tables(RESULTS_DOCUMENT.read_text("utf-8"), read_figures()).encode())
