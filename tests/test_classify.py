@@ -1,7 +1,6 @@
 """What a network says of picture files: the probabilities, which patch is pasted where, the picture that is saved, and what is refused."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from mat.config import PatchTrainingConfig
 from mat.models import create_model, save_weights
+from mat.models.weights import git_blob
 from mat.robustness.patch_pictures import encode_patch
 from mat.tools.classify import main
 
@@ -51,8 +51,8 @@ def run(tmp_path, network, monkeypatch):
     return tmp_path / "run"
 
 
-def evaluation(directory, colors=(BLUE, GREEN), accuracies=(0.5, 0.25), report=True):
-    """Write what an evaluation leaves."""
+def evaluation(directory, colors=(BLUE, GREEN), accuracies=(0.5, 0.25), report=True, weights=None, finished="2026-01-02"):
+    """Write what an evaluation leaves, of `weights` that are there."""
     directory.mkdir(exist_ok=True)
     np.savez(directory / "universal_patches.npz", names=NAMES, patches=[filled(color) for color in colors], accuracies=accuracies)
     if report:
@@ -60,7 +60,9 @@ def evaluation(directory, colors=(BLUE, GREEN), accuracies=(0.5, 0.25), report=T
             {"name": name, "target": target, "target_name": ["blue", "green"][i]}
             for i, (name, target) in enumerate(zip(NAMES, (2, 1), strict=True))
         ]
-        (directory / "report.json").write_text(json.dumps({"headline": {}, "subject": {}, "grid": grid, "gradient_free": []}))
+        subject, run = {"weights_git_blob": weights and git_blob(weights)}, {"finished": finished}
+        content = {"headline": {}, "subject": subject, "grid": grid, "gradient_free": [], "run": run}
+        (directory / "report.json").write_text(json.dumps(content))
 
 
 def probabilities(patch=None):
@@ -81,11 +83,13 @@ def told(arguments, capsys):
 
 
 def test_classes_are_told_without_and_with_the_strongest_patch_of_the_newest_evaluation(run, capsys):
-    evaluation(run / "network_001_evaluation", accuracies=(0.1, 0.9))
-    evaluation(run / "network_001_quick_evaluation")
-    evaluation(run / "network_000_evaluation", accuracies=(0.1, 0.9))  # of other weights
-    evaluation(run / "network_0011_evaluation", accuracies=(0.1, 0.9))
-    os.utime(run / "network_001_evaluation" / "universal_patches.npz", (0, 0))
+    weights, weak = run / "network_001.weights.h5", {"accuracies": (0.1, 0.9), "finished": "2026-01-03"}
+    evaluation(run / "network_001_quick_evaluation", weights=weights)
+    evaluation(run / "network_001_evaluation", accuracies=(0.1, 0.9), weights=weights, finished="2026-01-01")
+    evaluation(run / "network_001_evaluation_2", weights=run / "classes.txt", **weak)  # of weights that were replaced
+    evaluation(run / "network_001_evaluation_3", weights=weights, report=False, **weak)  # not finished
+    evaluation(run / "network_000_evaluation", weights=weights, **weak)  # of other weights by its name
+    evaluation(run / "network_0011_evaluation", weights=weights, **weak)
     assert told(["run", "a.png", "wide.bmp"], capsys) == [
         "run/network_001.weights.h5",
         "classes knows only these 3: red, green, blue",
@@ -126,6 +130,11 @@ def test_without_an_evaluation_it_is_told_how_to_get_a_patch(network, run, capsy
             "patch none, as no finished evaluation of these weights is beside them. Make one with mat/evaluate.py, or give --patch FILE"
         )
         assert lines[3:] == ["a.png", *(f"{name} {shown(label)}" for label, name in enumerate(names))]
+
+
+def test_an_offset_without_a_patch_is_refused(run, capsys):
+    assert main(["run", "a.png", "--offset", "0", "0"]) == 2
+    assert "--offset: no patch to put there: none, as no finished evaluation" in capsys.readouterr().err
 
 
 def test_patches_are_given_as_files(run, capsys):

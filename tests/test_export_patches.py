@@ -61,6 +61,14 @@ def test_a_bank_is_exported_with_the_names_of_its_target_classes(bank, capsys):
         np.testing.assert_array_equal(decode_patch(directory / row["file"])[0], patch)
 
 
+def test_an_untargeted_bank_has_no_target_classes(bank, tmp_path):
+    config = PatchTrainingConfig.from_yaml(bank / "config.yaml", ["optimizer.targeted_attack=false"])
+    config.to_yaml(bank / "config.yaml")
+    assert main([str(bank)]) == 0
+    rows = rows_of(bank / "patches_exported")
+    assert {(row["target_class"], row["class_name"]) for row in rows} == {("untargeted", "")}
+
+
 def test_fitted_patches_are_exported_with_what_the_report_says(evaluation, tmp_path):
     output = tmp_path / "new" / "patches"
     assert main([str(evaluation / "universal_patches.npz"), "--size", "60", "--dpi", "72", "--output", str(output)]) == 0

@@ -53,6 +53,8 @@ def classify(arguments: argparse.Namespace) -> None:
         patch, facts = read_strongest(file, config.patch_shape if arguments.patch else None)
         _check_offset(arguments.offset, config.image_size, patch)
         versions.append(mat.apply_patches(versions[0], patch, arguments.offset).numpy())
+    elif arguments.offset:
+        raise UserError(f"--offset: no patch to put there: {_NO_PATCH}")
     network = mat.load(source, **keys)  # not a newer one that a run has saved in the meantime
     names, logits = network.class_names, network.predict(np.concatenate(versions), verbose=0)
     probabilities = tf.nn.softmax(logits).numpy().reshape(len(versions), len(pictures), -1)

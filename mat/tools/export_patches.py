@@ -23,9 +23,10 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable
 from mat.cli.paths import expand_path
+from mat.cli.yaml_reader import read_mapping
 from mat.data.metadata import trained_classes
 from mat.data.picture_files import MAX_SIDE
-from mat.results.run_files import BANK_FILE
+from mat.results.run_files import BANK_FILE, CONFIG_FILE
 from mat.robustness.inputs import read_labeled
 from mat.robustness.patch_pictures import CONTACT_SHEET, encode_patch, resample
 from mat.robustness.store import FITTED_PATCHES_FILE, read_arrays, read_report
@@ -70,7 +71,8 @@ def read_exported(file: pathlib.Path) -> list[ExportedPatch]:
     numbers = [f"{i:0{digits}}" for i in range(len(patches))]
     if label == "targets":
         classes, steps = dict(enumerate(trained_classes(file))), arrays.get("step_sizes", unknown).tolist()
-        facts = zip(numbers, patches, labels.tolist(), steps, strict=True)
+        targets = labels.tolist() if _is_targeted(file) else ["untargeted"] * len(patches)  # a bank has targets that nothing is driven to
+        facts = zip(numbers, patches, targets, steps, strict=True)
         return [ExportedPatch(f"patch_{i}.png", i, patch, target, classes.get(target), step, None) for i, patch, target, step in facts]
     report = read_report(file.parent) or {"grid": [], "gradient_free": []}
     rows = {row["name"]: row for row in (*report["grid"], *report["gradient_free"])}
@@ -80,6 +82,13 @@ def read_exported(file: pathlib.Path) -> list[ExportedPatch]:
         target = "untargeted" if row["target"] is None else row["target"]
         exported.append(ExportedPatch(picture, name, patch, target, row.get("target_name"), row.get("step_size"), accuracy))
     return exported
+
+
+def _is_targeted(bank: pathlib.Path) -> bool:
+    """Whether the patches of a bank drive images to their target classes, as far as the config beside it tells."""
+    config = bank.with_name(CONFIG_FILE)
+    values = read_mapping(config) if config.is_file() else {}
+    return (values.get("optimizer") or {}).get("targeted_attack", True)
 
 
 def contact_sheet(exported: Sequence[ExportedPatch]) -> bytes:

@@ -8,8 +8,9 @@ import numpy as np
 
 from mat.cli.errors import UserError
 from mat.cli.text import single_line
+from mat.models.weights import git_blob
 from mat.robustness.given import read_given
-from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, report_path
+from mat.robustness.store import EVALUATION_SUFFIX, FITTED_PATCHES_FILE, read_report, report_path
 from mat.tools.export_patches import ExportedPatch, read_exported
 
 
@@ -19,8 +20,10 @@ def fitted_patches_file(weights: pathlib.Path) -> pathlib.Path | None:
         return beside
     stem = re.escape(report_path(weights, quick=False).name.removesuffix(EVALUATION_SUFFIX))
     name = re.compile(rf"{stem}(_quick)?{EVALUATION_SUFFIX}(_\d+)?")
-    files = [path / FITTED_PATCHES_FILE for path in weights.parent.iterdir() if name.fullmatch(path.name)]
-    return max(filter(pathlib.Path.is_file, files), key=lambda file: file.stat().st_mtime, default=None)
+    found = ((path, read_report(path)) for path in weights.parent.iterdir() if name.fullmatch(path.name))
+    blob = git_blob(weights)  # an extended run writes network.keras anew, beside the evaluation of the one before
+    finished = {path: report["run"]["finished"] for path, report in found if report and report["subject"]["weights_git_blob"] == blob}
+    return max(finished, key=finished.__getitem__) / FITTED_PATCHES_FILE if finished else None
 
 
 def read_strongest(file: pathlib.Path, patch_shape: tuple[int, ...] | None) -> tuple[np.ndarray, dict[str, str]]:
