@@ -109,7 +109,7 @@ def build_trainers(config: PatchTrainingConfig, *, resume: bool, extend: int | N
         raise UserError(
             f"plain_baseline: true compares runs of one schedule, and {plain_config.result_dir} has no run to extend as {run.results.path} "
             f"was. Set plain_baseline: false, or first train it alone, by the same config with n_patches: 0, plain_baseline: false, "
-            f"n_epochs: {run.record.extensions[0][1]} and unique_name: {plain_config.result_dir.name}"
+            f"n_epochs: {run.record.extensions[0][1]} and unique_name: {plain_config.unique_name}"
         )
     extend = run.config.n_epochs if run.record.extensions else extend
     plain = build_run(plain_config, resume=resume, extend=extend, resume_config=resume_config)

@@ -97,10 +97,11 @@ class Trainer:
                 self._stop_if_asked()
         except OSError as error:
             raise results.unusable_error(error) from None
-        if accuracies := [row["validation_accuracy"] for row in run.record.rows[first_epoch:]]:
+        accuracies = [row["validation_accuracy"] for row in run.record.rows]
+        if first_epoch < config.n_epochs:
             robust = headline_text(report) if report else None
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
-        return TrainingResult(run.model, results.path, accuracies, report)
+        return TrainingResult(run.model, results.path, accuracies[first_epoch:], report)
 
     def dry_run(self) -> None:
         """Print the plan of the run, and from two steps and a batch of validation what is left of it will take; nothing is written.

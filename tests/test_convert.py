@@ -9,7 +9,7 @@ import tensorflow as tf
 from mat.cli.errors import UserError
 from mat.data.convert import convert, main
 from mat.data.metadata import read_metadata
-from mat.data.records import BOX, FORMAT, IMAGE, LABEL, SPLITS, WNID
+from mat.data.records import BOX, FORMAT, IMAGE, LABEL, SPLITS, WNID, staged
 from mat.data.splits import class_names, fingerprint, read_splits
 from mat.data.tiny_imagenet import load_dataset
 from tests.test_archives import FILES, PIXELS, archive, folder
@@ -246,3 +246,12 @@ def test_chosen_class_folders_give_the_records_of_a_source_that_has_no_others(tm
     words = "sea lion (and 1 more): neither a file nor a class of {}. The nearest are: sea lion, bull; eel; "
     assert words.format(source) in (error := capsys.readouterr().err)
     assert error.endswith("Names that have commas go into a file, one a line\n")
+
+
+def test_where_a_description_is_the_data_is_whole(tmp_path, monkeypatch):
+    moved = []
+    with staged(tmp_path / "data") as stage:
+        for name in ("dataset.json", "train.tfrecord", "wnids.txt"):
+            (stage / name).write_bytes(b"")
+        monkeypatch.setattr("mat.data.records.os.replace", lambda file, place: moved.append(place.name))
+    assert moved == ["train.tfrecord", "wnids.txt", "dataset.json"]

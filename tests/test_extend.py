@@ -73,6 +73,16 @@ def test_an_extended_run_goes_on_at_the_rate_of_the_longer_one_and_an_interrupti
     assert trainer_of(plain_config(unique_name="broken"), resume=True).run.config.n_epochs == 6  # by the config that the run was begun with
 
 
+def test_the_best_accuracy_is_that_of_all_epochs(plain_config, capsys):
+    config = plain_config(n_epochs=1)
+    trainer_of(config).fit()
+    trainer = extended(config_of(config.result_dir), 2)
+    trainer.run.record.rows[0]["validation_accuracy"] = 1.0
+    capsys.readouterr()
+    trainer.fit()
+    assert "best 100.0% after epoch 1" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_run_that_is_not_finished_keeps_the_rate_of_the_epoch_that_it_is_in(plain_config):
     config = plain_config()
     trainer = trainer_of(config)
@@ -127,15 +137,15 @@ def compared_config(tiny_config, monkeypatch):
 
 
 def test_a_plain_baseline_that_is_missing_can_be_trained_before_it_is_extended(compared_config):
-    alone = compared_config.replace(plain_baseline=False)
+    alone = compared_config.replace(plain_baseline=False, unique_name="group/run")
     train_runs(alone)
     train_runs(alone, extend=2)
-    with pytest.raises(UserError, match=r"results/run_plain has no run to extend as .*results/run was") as refusal:
-        build_trainers(config_of(alone.result_dir).replace(plain_baseline=True), resume=True, extend=None)
-    assert "with n_patches: 0, plain_baseline: false, n_epochs: 1 and unique_name: run_plain" in str(refusal.value)
+    with pytest.raises(UserError, match=r"results/group/run_plain has no run to extend as .*results/group/run was") as refusal:
+        build_trainers(alone.replace(plain_baseline=True), resume=True, extend=None)
+    assert "with n_patches: 0, plain_baseline: false, n_epochs: 1 and unique_name: group/run_plain" in str(refusal.value)
     assert "--extend" not in str(refusal.value)
-    train_runs(alone.replace(n_patches=0, n_epochs=1, unique_name="run_plain"))
-    trainers = build_trainers(config_of(alone.result_dir).replace(plain_baseline=True), resume=True, extend=None)
+    train_runs(alone.replace(n_patches=0, n_epochs=1, unique_name="group/run_plain"))
+    trainers = build_trainers(alone.replace(plain_baseline=True), resume=True, extend=None)
     assert [trainer.run.record.extensions for trainer in trainers] == [[[1, 1]]] * 2
 
 

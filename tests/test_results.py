@@ -11,6 +11,7 @@ from mat.cli.errors import UserError
 from mat.results.checkpoints import Checkpoints, RunRecord
 from mat.results.events import Events, written_tags
 from mat.results.run_directory import ResultDirectory, patch_grid
+from mat.results.run_files import weights_files
 
 
 class State:
@@ -58,6 +59,14 @@ def test_the_newest_are_kept_and_the_newest_is_restored(tmp_path):
     assert other.checkpoints.paths() == [str(tmp_path / "ckpt-5"), paths[-1]]
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert tf.train.latest_checkpoint(str(moved)) == str(moved / "ckpt-5")
+
+
+def test_copies_under_other_names_are_no_weights_of_the_run(tmp_path):
+    names = ["tiny_imagenet_weights_099.h5", "tiny_imagenet_weights_100.h5", "tiny_imagenet_weights_1000.h5"]
+    for name in (*names[::-1], "tiny_imagenet_weights_100_old.h5", "tiny_imagenet_weights_best.h5", "network_2.weights.h5.bak"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in weights_files(tmp_path)] == names
+    assert weights_files(tmp_path / "missing") == []
 
 
 @pytest.mark.parametrize("damage", [cut, flip, os.unlink])

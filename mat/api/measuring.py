@@ -43,7 +43,7 @@ def evaluate(
             8 bits; labels integers [N] or one-hot. By default the data of the run.
         quick: a first look: white-box only, one start and step size, few iterations.
         output: where the report is written; None for a temporary directory, of which only what is returned stays.
-        resume: continue an interrupted evaluation in `output`, or score more patches in a finished one.
+        resume: continue an interrupted evaluation in `output`, or add patches, attacks or curves to a finished one.
         bank: `patches.npz` to start attacks from.
         patches_from: directory or directories of evaluations of other models, whose patches are tried too.
         patches: files of patches that are tried too: PNG, `.npz` of this program, `.npy` [R, h, w, 3].

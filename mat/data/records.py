@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import UserError
+from mat.data.metadata import DATASET_FILE
 
 SPLITS = ("train", "validation", "test")
 IMAGE = "image/encoded"
@@ -55,7 +56,8 @@ def staged(destination: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         with tempfile.TemporaryDirectory(dir=destination, prefix="unfinished-") as stage:
             yield pathlib.Path(stage)
-            for path in sorted(pathlib.Path(stage).iterdir()):
+            # What the records are comes last: where it is, the data is whole.
+            for path in sorted(pathlib.Path(stage).iterdir(), key=lambda path: (path.name == DATASET_FILE, path.name)):
                 os.replace(path, pathlib.Path(destination) / path.name)
     except BaseException as error:
         if is_new:

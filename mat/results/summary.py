@@ -105,12 +105,11 @@ def print_summary(
 
     Args:
         config: the run's config.
-        accuracies: clean validation accuracies of the epochs that ended in this process, at least one.
+        accuracies: clean validation accuracy after each epoch.
         weights: the last weights file.
         robust: the robust accuracy in words, None where it was not measured.
-        seconds: how long it trained.
+        seconds: how long this process trained.
     """
-    first_epoch = config.n_epochs - len(accuracies)
     best = max(range(len(accuracies)), key=accuracies.__getitem__)
     files = [
         LOG_FILE,
@@ -119,8 +118,7 @@ def print_summary(
         *((BANK_FILE, BANK_PICTURE) if config.n_patches else ()),
     ]
     summary = {
-        "clean validation accuracy": f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch "
-        f"{first_epoch + best + 1}",
+        "clean validation accuracy": f"{accuracies[-1]:.1%} after the last epoch, best {accuracies[best]:.1%} after epoch {best + 1}",
         "robust validation accuracy": robust or "not measured (robust_evaluation: none)",
         "time": duration(seconds),
         "results": f"{config.result_dir}: {', '.join(files)}",

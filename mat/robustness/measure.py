@@ -75,7 +75,7 @@ def measure_robustness(
         UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
     start_bank = read_bank(bank, config.n_classes) if bank else None
-    foreign = [find_transferred(run, exclude=directory) for run in patches_from]
+    foreign = list(dict.fromkeys(find_transferred(run, exclude=directory) for run in patches_from))  # each counts once
     transferred, (given, told) = read_transferred(foreign), read_given(patches, config.patch_shape)
     plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
     files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}

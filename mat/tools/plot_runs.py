@@ -97,9 +97,9 @@ def _read_run(path: pathlib.Path, name: str) -> PlottedRun:
     log: dict[str, np.ndarray] = {}
     bank: dict[int, np.ndarray] = {}
     order = np.zeros(0, np.int64)
-    alone = (path / REPORT_FILE).is_file()
-    directories = [path] if alone else [found for found in sorted(path.glob(f"*{EVALUATION_SUFFIX}*")) if found.is_dir()]
     try:
+        alone = (path / REPORT_FILE).is_file()
+        directories = [path] if alone else [found for found in sorted(path.glob(f"*{EVALUATION_SUFFIX}*")) if found.is_dir()]
         finished = [found for found in directories if (found / REPORT_FILE).is_file()]
         config = read_mapping(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {"run": str(path)}
         if (path / LOG_FILE).is_file():
