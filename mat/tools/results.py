@@ -32,7 +32,7 @@ CONFIGS = pathlib.Path("configs", "results")
 PROTOCOL = CONFIGS / "evaluation.yaml"
 CLASSES = CONFIGS / "classes.txt"
 PUBLISHED = pathlib.Path("weights")  # has networks that these runs made, with their patches
-EVALUATED_EPOCHS = 5  # the weights of every fifth epoch are evaluated in a run that is evaluated in depth
+EVALUATED_EPOCHS = 5  # the weights of every fifth epoch are evaluated of a run that is evaluated by epochs
 
 
 class ResultRun(NamedTuple):
@@ -40,7 +40,8 @@ class ResultRun(NamedTuple):
 
     config: str  # the stem of its file
     seed: int = 0
-    in_depth: bool = False  # whether curves are measured, and the weights of earlier epochs evaluated too
+    with_curves: bool = False  # whether curves over iterations and patch size are measured
+    by_epochs: bool = False  # whether the weights of earlier epochs are evaluated too
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class ResultRun(NamedTuple):
     def weights(self) -> list[pathlib.Path]:
         """The weights files to evaluate, that of the last epoch last."""
         config = self.read_config()
-        epochs = range(EVALUATED_EPOCHS, config.n_epochs, EVALUATED_EPOCHS) if self.in_depth else ()
+        epochs = range(EVALUATED_EPOCHS, config.n_epochs, EVALUATED_EPOCHS) if self.by_epochs else ()
         return [config.result_dir / weights_name(epoch - 1) for epoch in (*epochs, config.n_epochs)]
 
     def is_trained(self) -> bool:
@@ -69,8 +70,8 @@ class ResultRun(NamedTuple):
         return log.is_file() and len(log.read_text("utf-8").splitlines()) == 1 + config.n_epochs
 
 
-STANDARD, MAT = ResultRun("standard"), ResultRun("mat")
-OTHER_SEEDS = (ResultRun("standard", seed=1), ResultRun("mat", seed=1, in_depth=True))
+STANDARD, MAT = ResultRun("standard"), ResultRun("mat", with_curves=True)
+OTHER_SEEDS = (ResultRun("standard", seed=1), ResultRun("mat", seed=1, by_epochs=True))
 RUNS = (
     *(STANDARD, MAT, *OTHER_SEEDS),
     *map(ResultRun, ("adversarial_training", "shared_patch", "mat_untargeted", "mat_from_standard", "standard_long")),
@@ -98,7 +99,7 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
             _call("mat/train.py", str(CONFIGS / f"{run.config}.yaml"), "--set", f"seed={run.seed}", *resume)
         if not read_report(_report_directory(run)):
             _evaluate(run.weights()[-1])
-        for weights in run.weights() if run.in_depth else ():
+        for weights in run.weights() if run.by_epochs else ():
             _evaluate(weights, "--quick")
     for run in runs:  # now that their patches are fitted
         others = [found for other in _others(run) if (found := _patches_of(other))]
@@ -106,7 +107,7 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
             names = ", ".join(other.name for other in _others(run))
             console.print(f"{run.name}: no figures, as the patches of {names} are tried for these, and not all of them are there")
             continue
-        options = ["--set", "evaluation.curves=true"] if run.in_depth else []
+        options = ["--set", "evaluation.curves=true"] if run.with_curves else []
         options += [word for other in others for word in ("--patches-from", str(other))]
         _evaluate(run.weights()[-1], *options, "--patches", _bank())
         _write_figures(run)
