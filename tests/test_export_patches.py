@@ -61,7 +61,7 @@ def test_a_bank_is_exported_with_the_names_of_its_target_classes(bank, capsys):
         np.testing.assert_array_equal(decode_patch(directory / row["file"])[0], patch)
 
 
-def test_an_untargeted_bank_has_no_target_classes(bank, tmp_path):
+def test_an_untargeted_bank_has_no_target_classes(bank):
     config = PatchTrainingConfig.from_yaml(bank / "config.yaml", ["optimizer.targeted_attack=false"])
     config.to_yaml(bank / "config.yaml")
     assert main([str(bank)]) == 0

@@ -43,6 +43,7 @@ def calls(monkeypatch, tmp_path):
         else:
             parsed = evaluate.parse_arguments(list(arguments))
             protocol = evaluate.read_config(parsed).evaluation
+            assert protocol.n_targets == 10
             directory = report_path(parsed.weights, quick=parsed.quick)
             assert parsed.resume == directory.exists()
             directory.mkdir(exist_ok=True)

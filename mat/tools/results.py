@@ -86,7 +86,8 @@ def make_results(runs: Sequence[ResultRun], source: str | None) -> None:
         source: folder or zip of Tiny ImageNet, where it is not converted yet.
 
     Raises:
-        UserError: there is no data.
+        UserError: there is no data, or figures cannot be written.
+        SystemExit: a training or an evaluation failed; with its exit status.
     """
     data = pathlib.Path(runs[0].read_config().data_dir)
     if not (data / DATASET_FILE).exists():
