@@ -83,7 +83,7 @@ def test_results_are_made_once(calls, tmp_path):
     assert others.pop("standard_1") == others.pop("mat_1") == ["standard_0", "mat_0"]
     assert others == {run.name: ["standard_0", "mat_0"] for run in results.RUNS[4:]}
     assert {tuple(options(call).patches) for call in calls if "--patches-from" in call} == {("results/tiny_imagenet_10/mat_0/patches.npz",)}
-    assert {evaluated(call)[0] for call in calls if "evaluation.curves=true" in call} == {"mat_0"}
+    assert {evaluated(call)[0] for call in calls if "evaluation.curves=true" in call} == {"standard_0", "mat_0"}
     assert {evaluated(call)[0] for call in calls if "--quick" in call} == {"mat_1"}
     quick = [pathlib.Path(options(call).weights).stem[-3:] for call in calls if "--quick" in call]
     assert quick == ["004", "009", "014", "019", "024", "029"]

@@ -70,7 +70,7 @@ class ResultRun(NamedTuple):
         return log.is_file() and len(log.read_text("utf-8").splitlines()) == 1 + config.n_epochs
 
 
-STANDARD, MAT = ResultRun("standard"), ResultRun("mat", with_curves=True)
+STANDARD, MAT = ResultRun("standard", with_curves=True), ResultRun("mat", with_curves=True)
 OTHER_SEEDS = (ResultRun("standard", seed=1), ResultRun("mat", seed=1, by_epochs=True))
 RUNS = (
     *(STANDARD, MAT, *OTHER_SEEDS),
