@@ -158,6 +158,11 @@ class PatchTrainingConfig(Section):
     )
     jit_compile: YesNo | Literal["auto"] = key("auto", "compile the step with XLA: auto (on GPUs), true, false")
     deterministic: YesNo = key(True, "identical weights in every run of one config on one machine; false may be faster on GPUs")
+    distribution: Changeable[Literal["auto", "none", "mirrored", "multi_worker"]] = key(
+        "auto",
+        "what shares each batch: one device (none), all GPUs of the machine (mirrored), the processes that TF_CONFIG names "
+        "(multi_worker), or what there is (auto)",
+    )
     log_every_steps: Changeable[int | None] = key(
         None, "steps between TensorBoard's loss and accuracy of single steps; null gives a run about 1,000 of them", ge=1
     )

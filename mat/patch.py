@@ -34,9 +34,9 @@ class PatchBank(tf.Module):
         return cls(tf.zeros([n_patches, *patch_shape]), tf.cast(zeros, tf.int64), zeros)
 
     def update(self, refined: tf.Tensor, indices: tf.Tensor, patch_lr: float) -> None:
-        """REPTILE in place: `reptile_update` on the rows that the batch used. Arguments as there."""
+        """REPTILE in place: `reptile_update` on the rows that the batch used, of the calling replica's copy. Arguments as there."""
         rows = _reptile_rows(tf.gather(self.patches, indices), refined, indices, patch_lr)
-        self.patches.scatter_update(tf.IndexedSlices(rows, indices))
+        tf.raw_ops.ResourceScatterUpdate(resource=self.patches.handle, indices=indices, updates=rows)
 
 
 def initial_targets(n_patches: int, n_classes: int) -> tf.Tensor:

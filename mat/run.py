@@ -2,9 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
+import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,6 +22,8 @@ from mat.data.reading import LABELED_SPLITS, Records
 from mat.data.records import record_path
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset
+from mat.distribution.strategy import describe_strategy, distribute, is_chief, make_strategy
+from mat.distribution.workers import check_same, report_lost_workers
 from mat.models import create_model, load_weights
 from mat.models.kernels import random_states
 from mat.models.own_network_checks import check_trainable
@@ -25,7 +31,7 @@ from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.results.checkpoints import RunRecord
 from mat.results.resume import read_record, restore
-from mat.results.run_directory import ResultDirectory
+from mat.results.run_directory import FollowerDirectory, ResultDirectory
 from mat.results.schedule import describe_extensions, learning_rate
 from mat.results.summary import print_plan
 from mat.seeds import stream_seed
@@ -39,6 +45,7 @@ class TrainingRun:
     """The parts of a training run."""
 
     config: PatchTrainingConfig  # what the others were made from
+    strategy: tf.distribute.Strategy  # of the replicas that share each batch
     results: ResultDirectory
     train_records: Records
     validation_records: Records
@@ -71,7 +78,7 @@ class TrainingRun:
     @property
     def position(self) -> str:
         """How far the run is, in words."""
-        step = int(self.step.step) - self.epoch * self.steps_per_epoch
+        step = int(self.step.step.numpy()) - self.epoch * self.steps_per_epoch
         if step == 0:
             return f"epoch {self.epoch} of {self.config.n_epochs}"
         return f"epoch {self.epoch + 1} of {self.config.n_epochs}, step {step} of {self.steps_per_epoch}"
@@ -100,26 +107,35 @@ class TrainingRun:
             (self.train_records, self.validation_records),
             n_parameters=self.model.count_params(),
             steps_per_epoch=self.steps_per_epoch,
-            n_steps_done=int(self.step.step),
+            n_steps_done=int(self.step.step.numpy()),
             n_bytes=self.bytes_to_write,
             extensions=self.extended,
+            devices=describe_strategy(self.strategy),
         )
 
-    def batches(self, epoch: int, first_batch: int = 0) -> tf.data.Dataset:
-        """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's."""
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Sizes of a batch, as the functions of `mat.data.tiny_imagenet` take them."""
+        return {key: getattr(self.config, key) for key in ("batch_size", "n_classes", "image_size")}
+
+    def batches(self, epoch: int, first_batch: int = 0) -> Iterable[Any]:
+        """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's.
+
+        They are (images, labels) as `step.train_on_batch` takes them: this worker's shares of the batches.
+        """
         config = self.config
         rate = learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.record.extensions)
         self.step.optimizer.learning_rate.assign(rate)
-        return train_dataset(
+        make_dataset = functools.partial(
+            train_dataset,
             self.train_records,
-            batch_size=config.batch_size,
-            n_classes=config.n_classes,
-            image_size=config.image_size,
+            **self.sizes,
             label_smoothing=config.label_smoothing,
             seed=config.seed,
             epoch=epoch,
             first_batch=first_batch,
         )
+        return itertools.islice(distribute(self.strategy, make_dataset), self.steps_per_epoch - first_batch)
 
 
 def build_run(
@@ -137,18 +153,19 @@ def build_run(
         UserError: the data, the weights or the result directory cannot be used, or do not fit the config.
     """
     resume = resume or extend is not None
-    results = ResultDirectory(
-        config.result_dir,
-        resume=resume,
-        checkpoints_to_keep=config.checkpoints_to_keep,
-        resume_config=resume_config,
-        own_network=config.own_network,
+    with report_lost_workers():
+        strategy = make_strategy(config.distribution)
+    names: dict[str, Any] = {"resume_config": resume_config, "own_network": config.own_network}
+    results = (
+        ResultDirectory(config.result_dir, resume=resume, checkpoints_to_keep=config.checkpoints_to_keep, **names)
+        if is_chief(strategy)
+        else FollowerDirectory(config.result_dir, **names)
     )
     earlier = read_record(results, config, extend=extend) if resume else None
     if earlier is not None:
         config = config.replace(n_epochs=extend or earlier["config"]["n_epochs"])
     configure(precision=config.precision, deterministic=config.deterministic)
-    with report_device_errors(lambda: memory_advice(config, results)):
+    with report_device_errors(lambda: memory_advice(config, results)), report_lost_workers(), strategy.scope():
         model = create_model(config)
         check_trainable(model, config.network)
         if config.initial_weights is not None and earlier is None:
@@ -172,12 +189,19 @@ def build_run(
             state.random_states = states
         if earlier is not None:
             restore(results, config, state, earlier, (train_records, validation_records))
-    run = TrainingRun(config, results, train_records, validation_records, model, bank, step, record, state)
+        _check_workers(strategy, config, record, int(step.step.numpy()))
+    run = TrainingRun(config, strategy, results, train_records, validation_records, model, bank, step, record, state)
     if run.is_extended_now:
-        record.extensions.append([-(-int(step.step) // run.steps_per_epoch), record.restored_n_epochs])
+        record.extensions.append([-(-int(step.step.numpy()) // run.steps_per_epoch), record.restored_n_epochs])
     if earlier is not None and run.epoch < config.n_epochs:
         console.print(f"{results.path}: resuming after {run.position}")
     return run
+
+
+def _check_workers(strategy: tf.distribute.Strategy, config: PatchTrainingConfig, record: RunRecord, step: int) -> None:
+    """Refuse to train where workers would not train the same: with other configs, data or versions, or from other checkpoints."""
+    facts = {"config": json.dumps(config.fixed_values()), "data": record.data_sha256, "network file": str(record.network_git_blob)}
+    check_same(strategy, facts | {"version": json.dumps(record.versions), "checkpoint": f"{step} {json.dumps(record.rows)}"})
 
 
 def sample_patches(config: PatchTrainingConfig, train_records: Records) -> PatchBank:
@@ -218,6 +242,7 @@ def create_step(config: PatchTrainingConfig, model: keras.Model, bank: PatchBank
         weight_decay=config.weight_decay,
         seed=config.seed,
         jit_compile=use_xla(config.jit_compile),
+        batch_size=config.batch_size,
     )
 
 

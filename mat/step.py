@@ -12,7 +12,18 @@ import keras
 import tensorflow as tf
 
 from mat.attack import i_fgsm
-from mat.models.kernels import add_regularizers, convolution_kernels, dense_gradients
+from mat.distribution.replicas import (
+    add_to_copy,
+    assign_copy,
+    in_place,
+    mean_over_replicas,
+    n_replicas,
+    own_rows,
+    replica_number,
+    sum_over_replicas,
+)
+from mat.distribution.strategy import run_everywhere
+from mat.models.kernels import convolution_kernels, dense_gradients, regularization
 from mat.models.prepared import prepared_once
 from mat.patch import PatchBank, apply_patches, draw_trials, select_patches
 from mat.seeds import fold_in, stream_seed
@@ -30,10 +41,12 @@ class TrainingStep(tf.Module):
         patch_lr: sigma of the Reptile update.
         weight_decay: factor of the sum of squared convolution kernels in the loss (no factor one half).
         seed: the config's, of the trials.
-        jit_compile: compile with XLA, as a whole.
+        jit_compile: compile with XLA: the work on a replica's images, and the updates.
+        batch_size: images of a batch, of all replicas together; None where their shares fill it evenly.
 
-    The state is `model`, `bank`, `optimizer` (its `learning_rate` is for the caller to set), `step` (the next step's number),
-    `failed_step` (of the first step that was not finite, else -1), and the sums over the steps since `reset_metrics`.
+    The step runs on all replicas of the strategy in whose scope it is made (`mat.distribution`), one on a single device. The state is
+    `model`, `bank`, `optimizer` (its `learning_rate` is for the caller to set), `step` (the next step's number), `failed_step` (of the
+    first step that was not finite, else -1), and the sums over the steps since `reset_metrics`.
     """
 
     def __init__(
@@ -48,8 +61,10 @@ class TrainingStep(tf.Module):
         weight_decay: float,
         seed: int,
         jit_compile: bool,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(name="training_step")
+        self.strategy = tf.distribute.get_strategy()
         self.model = model
         self.bank: Any = bank
         self.n_trials = n_trials
@@ -58,6 +73,7 @@ class TrainingStep(tf.Module):
         self.patch_lr = patch_lr
         self.weight_decay = weight_decay
         self.jit_compile = jit_compile
+        self.batch_size = batch_size
         self.trial_seed = stream_seed(seed, "trials")
         self.optimizer = Momentum(model.trainable_variables)
         self.decayed_kernels = convolution_kernels(model)
@@ -66,7 +82,9 @@ class TrainingStep(tf.Module):
         self.n_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="n_steps")
         self.loss_sum = tf.Variable(0.0, trainable=False, name="loss_sum")
         self.accuracy_sum = tf.Variable(0.0, trainable=False, name="accuracy_sum")
-        self.train_on_batch = tf.function(self._train_on_batch, jit_compile=jit_compile, autograph=False)
+        self._share_of_step = tf.function(self._compute, jit_compile=jit_compile, autograph=False)
+        self._updates = tf.function(self._commit, jit_compile=jit_compile, autograph=False)
+        self.train_on_batch = tf.function(self._train_on_batch, autograph=False)
 
     def _train_on_batch(self, images, labels):
         """One step on images [B, H, W, 3] and their labels; returns the batch's mean loss and its accuracy in [0, 1], scalars.
@@ -74,18 +92,42 @@ class TrainingStep(tf.Module):
         A step whose loss or gradients are not finite changes no weights and no patches, nor does any later one: `failed_step` is
         its number, -1 before.
         """
-        statistics = [tf.identity(variable) for variable in self.model.non_trainable_variables]  # of batch normalization
-        refined = indices = None
+        return run_everywhere(self.strategy, self._train_on_replica, images, labels)
+
+    def _train_on_replica(self, images, labels):
+        """A replica's part of the step: its share of the sums, and then, by the sums over all replicas, the same updates as the others."""
+        *sums, attacked, statistics = self._share_of_step(images, labels)
+        (loss, accuracy, gradients), attacked = sum_over_replicas((sums, [in_place(share) for share in attacked]))
+        attacked = [whole[: self._batch_size(images)] for whole in attacked]  # without what fills up the last shares
+        statistics |= mean_over_replicas({i: value for i, value in statistics.items() if value.dtype.is_floating})
+        return self._updates(loss, accuracy, gradients, attacked, statistics)
+
+    def _batch_size(self, images):
+        """B, by the images of a share."""
+        return self.batch_size or images.shape[0] * n_replicas()
+
+    def _compute(self, images, labels):
+        """SELECT, I-FGSM and the first half of OPT on a replica's share of a batch, which needs nothing of other replicas.
+
+        Returns:
+            The share's part of the batch's mean loss and accuracy, and of the gradients; refined patches [share, h, w, 3] and their
+            indices [share], nothing in plain training; new values of the model's non-trainable variables, by their numbers.
+        """
+        batch_size, share = self._batch_size(images), images.shape[0]
+        counted = replica_number() * share + tf.range(share) < batch_size  # the others fill up the last shares
+        attacked = ()
         with tf.GradientTape() as tape, prepared_once(self.model, xla=self.jit_compile):
             if self.bank is not None:
                 with tape.stop_recording():
-                    images, refined, indices, _ = self.attack(images, labels)
-            logits = self.model(images, training=True)
-            loss, accuracy = tf.reduce_mean(cross_entropy(labels, logits)), tf.reduce_mean(tf.cast(is_correct(labels, logits), tf.float32))
-            loss = add_regularizers(loss, self.model)
-        loss, gradients = self._with_weight_decay(loss, dense_gradients(tape, loss, self.model.trainable_variables))
-        self._commit(loss, accuracy, gradients, statistics, refined, indices)
-        return loss, accuracy
+                    images, *attacked, _ = self.attack(images, labels)
+            with keras.StatelessScope() as scope:  # new statistics of batch normalization are results, like the gradients
+                logits = self.model(images, training=True)
+            loss = tf.reduce_sum(tf.where(counted, cross_entropy(labels, logits), 0.0)) / batch_size
+            loss += regularization(self.model) / n_replicas()
+        accuracy = tf.reduce_sum(tf.cast(counted & is_correct(labels, logits), tf.float32)) / batch_size
+        gradients = dense_gradients(tape, loss, self.model.trainable_variables)
+        values = [scope.get_current_value(variable) for variable in self.model.non_trainable_variables]
+        return loss, accuracy, gradients, attacked, {i: value for i, value in enumerate(values) if value is not None}
 
     def attack(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draw this step's trials, then SELECT and I-FGSM.
@@ -98,9 +140,14 @@ class TrainingStep(tf.Module):
         refined = self.refine(images, labels, indices, offsets)
         return apply_patches(images, refined, offsets), refined, indices, offsets
 
-    def draw_trials(self, batch_size: int, image_shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-        """The trials of the step at hand for a batch of images of `image_shape` = (H, W); see `mat.patch.draw_trials`."""
-        return draw_trials(
+    def draw_trials(self, share: int, image_shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+        """The trials of the step at hand for a replica's share of the batch, of images of `image_shape` = (H, W).
+
+        They are drawn for the whole batch, see `mat.patch.draw_trials`, so that an image's trials do not depend on who gets it.
+        """
+        total = share * n_replicas()
+        batch_size = self.batch_size or total
+        indices, offsets = draw_trials(
             fold_in(self.trial_seed, self.step),
             n_trials=self.n_trials,
             batch_size=batch_size,
@@ -108,6 +155,8 @@ class TrainingStep(tf.Module):
             image_shape=image_shape,
             patch_shape=self.bank.patches.shape[1:3],
         )
+        filling = [[0, 0], [0, total - batch_size]]  # of shares that are not whole
+        return own_rows(tf.pad(indices, filling), axis=1), own_rows(tf.pad(offsets, [*filling, [0, 0]]), axis=1)
 
     def select(
         self, images: tf.Tensor, labels: tf.Tensor, trial_indices: tf.Tensor, trial_offsets: tf.Tensor
@@ -140,35 +189,34 @@ class TrainingStep(tf.Module):
             for gradient, variable in zip(gradients, self.model.trainable_variables, strict=True)
         ]
 
-    def _commit(self, loss, accuracy, gradients, statistics, refined, indices):
+    def _commit(self, loss, accuracy, gradients, attacked, statistics):
         """REPTILE and the second half of OPT, the SGD step, unless this step or an earlier one was not finite.
 
-        In that case the model's non-trainable variables go back to `statistics`, their values before the step.
+        Every replica does this to its own copies of the variables, by arguments that are the same on all of them. Returns the batch's
+        mean loss with its L2 term, and its accuracy.
         """
+        loss, gradients = self._with_weight_decay(loss, gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
-        self.failed_step.assign(tf.where(finite | (self.failed_step >= 0), self.failed_step, self.step))
+        failed_step = tf.where(finite | (self.failed_step >= 0), self.failed_step, self.step)
+        assign_copy(self.failed_step, failed_step)
 
         def update():
             if self.bank is not None:
-                self.bank.update(refined, indices, self.patch_lr)
+                self.bank.update(*attacked, self.patch_lr)
             self.optimizer.apply(gradients)
-            self.step.assign_add(1)
-            self.n_steps.assign_add(1)
-            self.loss_sum.assign_add(loss)
-            self.accuracy_sum.assign_add(accuracy)
+            for i, value in statistics.items():
+                assign_copy(self.model.non_trainable_variables[i].value, value)
+            for variable, value in ((self.step, 1), (self.n_steps, 1), (self.loss_sum, loss), (self.accuracy_sum, accuracy)):
+                add_to_copy(variable, value)
             return True
 
-        def restore():
-            for variable, value in zip(self.model.non_trainable_variables, statistics, strict=True):
-                variable.assign(value)
-            return False
-
-        tf.cond(self.failed_step < 0, update, restore)
+        tf.cond(failed_step < 0, update, lambda: False)
+        return loss, accuracy
 
     def metrics(self) -> tuple[float, float]:
         """Mean (loss, accuracy) over the steps since `reset_metrics`; NaN before the first."""
-        n_steps = int(self.n_steps) or float("nan")
-        return float(self.loss_sum) / n_steps, float(self.accuracy_sum) / n_steps
+        n_steps = int(self.n_steps.numpy()) or float("nan")
+        return float(self.loss_sum.numpy()) / n_steps, float(self.accuracy_sum.numpy()) / n_steps
 
     def reset_metrics(self) -> None:
         """Start the means of `metrics` afresh."""

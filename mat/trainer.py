@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import pathlib
+import signal
 import time
 
 import keras
-import tensorflow as tf
 
 from mat.cli.console import console, print_facts
 from mat.cli.devices import report_device_errors, use_xla
@@ -15,18 +15,17 @@ from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
 from mat.config import EvaluationConfig
 from mat.data.splits import class_names
-from mat.data.tiny_imagenet import validation_dataset
-from mat.models.prepared import compile_with
+from mat.distribution.workers import any_worker, report_lost_workers
 from mat.results.estimate import print_estimate
-from mat.results.run_files import BANK_FILE, CONFIG_FILE, NETWORK_FILE
+from mat.results.run_files import BANK_FILE
 from mat.results.summary import print_summary
+from mat.robustness.clean import Validation
 from mat.robustness.display import Report
 from mat.robustness.measure import measure_robustness
 from mat.robustness.plan import make_plan
 from mat.robustness.report import headline_text
 from mat.robustness.store import read_report, report_path
 from mat.run import TrainingRun, memory_advice, non_finite_error
-from mat.step import is_correct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,28 +59,27 @@ class Trainer:
         self.run = run
         self._stop = StopRequest()
         self._saved_at = 0.0  # when this process last wrote a checkpoint
-        config = run.config
-        self._validation_batches = validation_dataset(
-            run.validation_records, batch_size=config.batch_size, n_classes=config.n_classes, image_size=config.image_size, cached=True
-        )
-        self._compiled_count = compile_with(run.model, self._count_correct_in_batch, jit_compile=use_xla(config.jit_compile))
+        jit_compile = use_xla(run.config.jit_compile)
+        self._validation = Validation(run.model, run.validation_records, run.strategy, **run.sizes, jit_compile=jit_compile)
 
     def fit(self) -> TrainingResult:
         """Train, validate and save for the epochs that are left, then evaluate robustness as `robust_evaluation` says.
 
         Raises:
             NonFiniteLossError: the loss or a gradient became NaN or infinite; the state before that step is saved.
-            StoppedError: SIGINT, SIGTERM or SIGHUP came; the step in hand was completed and saved.
+            LostWorkerError: another worker of the run does not answer any more.
+            StoppedError: SIGINT, SIGTERM or SIGHUP came, to any worker; the step in hand was completed and saved.
             UserError: the result directory cannot be written, or another process trains into it.
         """
         run, config, results = self.run, self.run.config, self.run.results
         first_epoch, started = run.epoch, time.monotonic()
+        restart = f"Start all of them again, to go on from the last checkpoint: {results.resume_command}"
         try:
-            with noted_signals() as self._stop, results.opened():
+            with report_lost_workers(restart), noted_signals() as self._stop, results.opened():
                 if run.is_extended_now:  # once there is such a checkpoint, the network of the shorter run must be gone
-                    (results.path / NETWORK_FILE).unlink(missing_ok=True)
+                    results.remove_network()
                     self._save()  # before the config: how long a run is, its newest checkpoint says
-                config.to_yaml(results.path / CONFIG_FILE, comment=f"Extended {run.extended}" if run.extended else "")
+                results.save_config(config, comment=f"Extended {run.extended}" if run.extended else "")
                 results.save_class_names(class_names(config.data_dir, config.n_classes))
                 self._write_log()
                 for row in run.record.rows:  # values that the event files lack
@@ -94,7 +92,7 @@ class Trainer:
                 results.save_network(run.model)
                 seconds = time.monotonic() - started
                 report = self._evaluate()
-                self._stop_if_asked()
+                self._save_or_stop()
         except OSError as error:
             raise results.unusable_error(error) from None
         accuracies = [row["validation_accuracy"] for row in run.record.rows]
@@ -117,27 +115,27 @@ class Trainer:
                 print_facts("Dry run: what is left to evaluate", {"evaluation": self._describe_evaluation()})
             return
         run.print_plan()
-        batch, validation_batch = next(iter(run.batches(run.epoch))), next(iter(self._validation_batches))
+        batch, validation_batch = next(iter(run.batches(run.epoch))), next(iter(self._validation.batches))
 
         def step() -> None:
             run.step.train_on_batch(*batch)
-            if (failed_step := int(run.step.failed_step)) >= 0:
+            if (failed_step := int(run.step.failed_step.numpy())) >= 0:
                 raise non_finite_error(run, failed_step, "in this dry run nothing is saved")
 
         with report_device_errors(lambda: memory_advice(config, results)):
             print_estimate(
                 step=step,
-                validation=lambda: self._count_correct(*validation_batch),
-                n_steps=config.n_epochs * run.steps_per_epoch - int(run.step.step),
+                validation=lambda: self._validation.count_correct(*validation_batch),
+                n_steps=config.n_epochs * run.steps_per_epoch - int(run.step.step.numpy()),
                 n_validations=config.n_epochs - run.epoch,
-                n_validation_batches=-(-len(run.validation_records.labels) // config.batch_size),
+                n_validation_batches=self._validation.n_batches,
                 batch_size=config.batch_size,
                 evaluation=self._describe_evaluation(),
             )
 
     def _train(self) -> None:
         """Train the epochs that are left."""
-        run, config, n_done = self.run, self.run.config, int(self.run.step.step)
+        run, config, n_done = self.run, self.run.config, int(self.run.step.step.numpy())
         run.print_plan()
         progress = TrainingProgress(
             n_epochs=config.n_epochs, steps_per_epoch=run.steps_per_epoch, batch_size=config.batch_size, first_step=n_done
@@ -156,7 +154,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, progress: TrainingProgress) -> None:
         """One pass over the training images, or what is left of it."""
         run, step = self.run, self.run.step
-        n_done, first_of_epoch = int(step.step), epoch * run.steps_per_epoch
+        n_done, first_of_epoch = int(step.step.numpy()), epoch * run.steps_per_epoch
         if n_done == first_of_epoch:
             step.reset_metrics()
         for done, (images, labels) in enumerate(run.batches(epoch, n_done - first_of_epoch), start=n_done + 1):
@@ -167,9 +165,7 @@ class Trainer:
             if progress.due(done):
                 self._check_finite()
                 progress.update(done, *step.metrics())
-            if time.monotonic() - self._saved_at >= 60 * run.config.checkpoint_every_minutes:
-                self._save()
-            self._stop_if_asked()
+            self._save_or_stop(save=time.monotonic() - self._saved_at >= 60 * run.config.checkpoint_every_minutes)
         self._check_finite()
 
     def _finish_epoch(self, epoch: int, progress: TrainingProgress) -> None:
@@ -177,7 +173,7 @@ class Trainer:
         run, results = self.run, self.run.results
         loss, accuracy = run.step.metrics()
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "validation_accuracy": self.validate()}
-        row["learning_rate"] = float(run.step.optimizer.learning_rate)
+        row["learning_rate"] = float(run.step.optimizer.learning_rate.numpy())
         results.save_weights(run.model, epoch)
         if run.bank is not None:
             results.save_bank(run.bank, epoch)
@@ -189,23 +185,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Clean accuracy on all validation images, in [0, 1]."""
-        n_correct = 0
-        for images, labels in self._validation_batches:
-            n_correct += self._count_correct(images, labels)
-            self._stop_if_asked()
-        return n_correct / len(self.run.validation_records.labels)
-
-    def _count_correct(self, images: tf.Tensor, labels: tf.Tensor) -> int:
-        """How many images of a batch of at most `batch_size`, [B, H, W, 3], are classified correctly, by labels [B, n_classes]."""
-        n_images = images.shape[0]
-        missing = self.run.config.batch_size - n_images  # filled up, so that every batch has one shape and is compiled once
-        images, labels = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), tf.pad(labels, [[0, missing], [0, 0]])
-        return int(self._compiled_count(images, labels, tf.constant(n_images)))
-
-    def _count_correct_in_batch(self, images: tf.Tensor, labels: tf.Tensor, n_images: tf.Tensor) -> tf.Tensor:
-        """How many of the first `n_images` images of a batch are classified correctly."""
-        correct = is_correct(labels, self.run.model(images, training=False))
-        return tf.math.count_nonzero(correct & (tf.range(images.shape[0]) < n_images))
+        return self._validation.accuracy(self._save_or_stop)
 
     @property
     def _protocol(self) -> EvaluationConfig | None:
@@ -224,7 +204,7 @@ class Trainer:
 
     def _evaluate(self) -> Report | None:
         """Measure the robust accuracy of the trained model and log it, if that is wanted."""
-        self._stop_if_asked()
+        self._save_or_stop()
         run, config, results = self.run, self.run.config, self.run.results
         last_epoch, quick, protocol = config.n_epochs - 1, config.robust_evaluation == "quick", self._protocol
         if protocol is None:
@@ -235,7 +215,7 @@ class Trainer:
         if run.bank is not None and not bank.exists():
             results.save_bank(run.bank, last_epoch)
         with raised_signals(f"Stopped in the evaluation of robustness; the training is saved. Continue with: {results.resume_command}"):
-            self._stop_if_asked()  # the signal may have come before this block
+            self._save_or_stop()  # the signal may have come before this block
             report = measure_robustness(
                 config.replace(evaluation=protocol),
                 run.model,
@@ -252,7 +232,8 @@ class Trainer:
     def _log_robust_accuracy(self, accuracy: float, *, quick: bool) -> None:
         """Log the robust accuracy of the last epoch, unless an earlier evaluation found a lower one."""
         row = self.run.record.rows[-1]
-        self.run.results.events.write(self.run.epoch - 1, {"validation/robust_accuracy" + ("" if quick else "_full"): accuracy})
+        tag = "validation/robust_accuracy" + ("" if quick else "_full")
+        self.run.results.write_events({"epoch": self.run.epoch - 1}, **{tag: accuracy})
         logged = row.get("robust_accuracy")
         if logged is not None and logged < accuracy:
             console.print(f"The log keeps the robust accuracy of {logged:.1%} that an earlier evaluation found")
@@ -266,28 +247,24 @@ class Trainer:
         self.run.results.write_log([*self.run.record.rows, *new_rows], robust=robust)
 
     def _save(self, *, ending: bool = False) -> str:
-        """Write a checkpoint; returns its path prefix. Where the run is `ending` anyway, the checkpoint counts more than the events."""
+        """Write a checkpoint; returns its path prefix. `ending` as of `save_checkpoint`."""
         self._check_finite()
-        try:
-            self.run.results.events.sync()  # a resumed run does not make these steps again
-        except OSError as error:
-            if not ending:
-                raise
-            console.print(f"{error.filename}: cannot be written: {error.strerror}; values of steps since the last checkpoint are lost")
-        path = self.run.results.checkpoints.save(self.run.state, n_bytes=self.run.checkpoint_bytes)
+        path = self.run.results.save_checkpoint(self.run.state, n_bytes=self.run.checkpoint_bytes, ending=ending)
         self._saved_at = time.monotonic()
         return path
 
-    def _stop_if_asked(self) -> None:
-        """Save and end the run if a stop signal came."""
-        if self._stop.received:
-            self._save(ending=True)
+    def _save_or_stop(self, *, save: bool = False) -> None:
+        """Write a checkpoint if `save`, and end the run if a stop signal came: to this worker or any other, at the same points in each."""
+        save, stop = any_worker(self.run.strategy, [save, bool(self._stop.received)])
+        if save or stop:
+            self._save(ending=stop)
+        if stop:
             message = f"Stopped after {self.run.position}; all of it is saved. Continue with: {self.run.results.resume_command}"
-            raise StoppedError(message, self._stop.received)
+            raise StoppedError(message, self._stop.received or signal.SIGTERM)
 
     def _check_finite(self) -> None:
         """Stop the run if a step was not finite, with the state before that step saved."""
-        failed_step = int(self.run.step.failed_step)
+        failed_step = int(self.run.step.failed_step.numpy())
         if failed_step < 0:
             return
         self.run.step.failed_step.assign(-1)  # in the checkpoint that step is still to come

@@ -23,9 +23,10 @@ LAYERS = [
     {"step"},
     {"patch", "attack", "config"},
     {"data", "models"},
+    {"distribution"},
     {"seeds", "cli"},
 ]
-WITHOUT_CONFIG = {"step", "patch", "attack", "seeds", "data", "models", "cli"}
+WITHOUT_CONFIG = {"step", "patch", "attack", "distribution", "seeds", "data", "models", "cli"}
 MAX_TOP_LEVEL, MAX_FILE_LINES, MAX_FUNCTION_LINES = 10, 300, 60
 
 

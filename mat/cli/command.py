@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mat.cli.console import console, quiet_stderr
-from mat.cli.errors import NonFiniteLossError, StoppedError, UserError
+from mat.cli.errors import LostWorkerError, NonFiniteLossError, StoppedError, UserError
 from mat.cli.signals import in_command
 from mat.cli.text import single_line
 
@@ -30,7 +30,8 @@ def run_command(program: str, parse_arguments: Callable[..., Any], command: Call
         command: may return an exit status of its own.
 
     Returns:
-        The exit status: 0 done, 2 the user's input is at fault, 3 a non-finite loss, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+        The exit status: 0 done, 2 the user's input is at fault, 3 a non-finite loss, 4 another worker is gone, 130 Ctrl-C, 143 SIGTERM,
+        129 SIGHUP.
     """
     prepare_process()
     token = in_command.set(True)
@@ -40,7 +41,7 @@ def run_command(program: str, parse_arguments: Callable[..., Any], command: Call
         if backend != "tensorflow":
             raise UserError(f"KERAS_BACKEND={backend}: Keras must run on TensorFlow here. Unset KERAS_BACKEND, or set it to tensorflow")
         return command(parsed) or 0
-    except (UserError, NonFiniteLossError, StoppedError) as error:
+    except (UserError, NonFiniteLossError, LostWorkerError, StoppedError) as error:
         message, status = str(error), error.exit_status
     except UnicodeEncodeError as error:
         text, status = single_line(ascii(error.object)), 2

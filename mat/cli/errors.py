@@ -13,6 +13,12 @@ class NonFiniteLossError(Exception):
     exit_status = 3
 
 
+class LostWorkerError(Exception):
+    """Another worker of a run on several machines is gone; all go on from the last checkpoint with --resume."""
+
+    exit_status = 4
+
+
 class StoppedError(BaseException):
     """A signal asked the run to stop, and it stopped. No `Exception`, like `KeyboardInterrupt`: what handles errors must not swallow it."""
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mat.cli.errors import UserError
 from mat.data.reading import LABELED_SPLITS, Records, decode, read_records
+from mat.distribution.replicas import FILLING, ONE_REPLICA, Replicas
 from mat.seeds import fold_in, generator, split, stream_seed
 
 CROP_AREA = (0.5, 1.0)
@@ -58,17 +59,20 @@ def train_dataset(
     seed: int,
     epoch: int,
     first_batch: int = 0,
+    replicas: Replicas = ONE_REPLICA,
 ) -> tf.data.Dataset:
     """One epoch of training batches as of `load_dataset`: all examples shuffled, augmented, the remainder of a batch dropped.
 
     The order is a function of (seed, epoch), the augmentation of (seed, epoch, example): neither depends on threads. The batches before
-    `first_batch` are left out, and not even decoded; all others are those of the whole epoch.
+    `first_batch` are left out, and not even decoded; all others are those of the whole epoch. Of a batch each of the `replicas` gets its
+    share, one after the other, and what others get is not decoded.
     """
     order = generator(seed, f"order/{epoch}").permutation(len(records.labels))
     order = order[first_batch * batch_size : len(order) // batch_size * batch_size]
-    seeds = np.tile(stream_seed(seed, f"augmentation/{epoch}"), (len(order), 1))
-    images = _augmented_images(records, order, seeds, image_size).rebatch(batch_size, drop_remainder=True)
-    labels = tf.data.Dataset.from_tensor_slices(records.labels[order].reshape(-1, batch_size))
+    shares = np.maximum(replicas.shares_of(order.reshape(-1, batch_size)), 0)
+    seeds = np.tile(stream_seed(seed, f"augmentation/{epoch}"), (shares.size, 1))
+    images = _augmented_images(records, shares.ravel(), seeds, image_size).rebatch(shares.shape[1], drop_remainder=True)
+    labels = tf.data.Dataset.from_tensor_slices(records.labels[shares])
     batches = tf.data.Dataset.zip(images, labels)
     return batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))).prefetch(tf.data.AUTOTUNE)
 
@@ -84,8 +88,22 @@ def validation_dataset(records: Records, *, batch_size: int, n_classes: int, ima
         images = images.cache()
     some_larger = bool(np.any(records.sizes > image_size))
     images = images.map(lambda image: validation_image(image, image_size, some_larger=some_larger), tf.data.AUTOTUNE)
-    batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(batch_size)
+    batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(
+        batch_size, drop_remainder=len(records.labels) % batch_size == 0
+    )
     return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
+
+
+def shared_validation_dataset(
+    records: Records, *, batch_size: int, n_classes: int, image_size: int, replicas: Replicas = ONE_REPLICA
+) -> tf.data.Dataset:
+    """What these replicas get of `validation_dataset`, cached: shares of one size, one after the other, filled up with labels of zeros."""
+    n_batches = -(-len(records.labels) // batch_size)
+    numbers = np.pad(np.arange(len(records.labels)), (0, n_batches * batch_size - len(records.labels)), constant_values=FILLING)
+    shares = replicas.shares_of(numbers.reshape(n_batches, batch_size))
+    shared = records.take(np.maximum(shares.ravel(), 0))
+    shared = shared._replace(labels=np.where(shares.ravel() == FILLING, FILLING, shared.labels))  # which has no one-hot label
+    return validation_dataset(shared, batch_size=shares.shape[1], n_classes=n_classes, image_size=image_size, cached=True)
 
 
 def initial_images(records: Records, targets: np.ndarray, *, targeted: bool, image_size: int, seed: int) -> tf.data.Dataset:

@@ -23,12 +23,9 @@ def convolution_kernels(model: keras.Model) -> list[keras.Variable]:
     return [kernel for kernel in kernels if kernel.trainable]
 
 
-def add_regularizers(loss: tf.Tensor, model: keras.Model) -> tf.Tensor:
-    """A loss, a scalar, with the regularizers added that weights of an own network have; those of the ResNet have none."""
-    for variable in model.trainable_variables:
-        if variable.regularizer is not None:
-            loss += variable.regularizer(variable)
-    return loss
+def regularization(model: keras.Model) -> tf.Tensor:
+    """The sum of the regularizers that weights of an own network have, a scalar; those of the ResNet have none."""
+    return sum((variable.regularizer(variable) for variable in model.trainable_variables if variable.regularizer is not None), 0.0)
 
 
 def dense_gradients(tape: tf.GradientTape, loss: tf.Tensor, variables: list[keras.Variable]) -> list[tf.Tensor]:

@@ -114,7 +114,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those that were there stay.
         """
-        path = str(self.directory / f"ckpt-{int(state.save_counter) + 1}")
+        path = str(self.directory / f"ckpt-{int(state.save_counter.numpy()) + 1}")
         whole = []
 
         def sync_all(prefix: str) -> None:

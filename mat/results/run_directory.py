@@ -1,9 +1,12 @@
 """The result directory of a run: its files, and the lock that keeps other processes out."""
 
 import contextlib
+import os
 import pathlib
 import shlex
+import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ from mat.cli.console import console
 from mat.cli.errors import UserError
 from mat.cli.files import check_writable, exclusive_lock, is_occupied, npz, replace_file
 from mat.cli.text import single_line
+from mat.config import PatchTrainingConfig
 from mat.data.metadata import CLASSES_FILE
 from mat.models import save_weights
 from mat.models.own_network import inner_model
@@ -139,6 +143,26 @@ class ResultDirectory:
         lines = [";".join(f"{row[key]:.3f}" if key in row else "" for key in columns.values()) for row in rows]
         replace_file(self.path / LOG_FILE, "".join(f"{line}\r\n" for line in [";".join(columns), *lines]).encode())
 
+    def save_config(self, config: PatchTrainingConfig, *, comment: str = "") -> None:
+        """Write the run's config as `config.yaml`, below a `comment` of one line."""
+        config.to_yaml(self.path / CONFIG_FILE, comment=comment)
+
+    def save_checkpoint(self, state: tf.train.Checkpoint, *, n_bytes: int, ending: bool = False) -> str:
+        """Write a checkpoint of about `n_bytes`; returns its path prefix.
+
+        Where the run is `ending` anyway, it counts more than the values of steps since the last one, which TensorBoard then lacks.
+
+        Raises:
+            OSError: it cannot be written, or the events of a run that goes on.
+        """
+        try:
+            self.events.sync()  # a resumed run does not make these steps again
+        except OSError as error:
+            if not ending:
+                raise
+            console.print(f"{error.filename}: cannot be written: {error.strerror}; values of steps since the last checkpoint are lost")
+        return self.checkpoints.save(state, n_bytes=n_bytes)
+
     def write_events(self, row: dict[str, float], **scalars: float) -> None:
         """Write an epoch to the TensorBoard events: its row, as of `write_log`, and other `scalars`."""
         self.events.write(int(row["epoch"]), {tag: row[key] for tag, key in EVENT_TAGS.items() if key in row} | scalars)
@@ -167,6 +191,10 @@ class ResultDirectory:
         except Exception as error:  # of the network's own classes; its weights are there
             console.print(f"{path}: not written, as Keras cannot save this network ({single_line(str(error))}); its weights are")
 
+    def remove_network(self) -> None:
+        """Remove what `save_network` wrote."""
+        (self.path / NETWORK_FILE).unlink(missing_ok=True)
+
     def save_bank(self, bank: PatchBank, epoch: int) -> None:
         """Write the bank as `patches.npz`, as the picture `patches.png` and, its first patches, as an image of the events."""
         patches = bank.patches.numpy()
@@ -191,6 +219,33 @@ class ResultDirectory:
         if not paths:
             return "No checkpoint was written yet"
         return f"The newest checkpoint is {paths[0]}. Continue with: {self.resume_command}"
+
+
+class FollowerDirectory(ResultDirectory):
+    """The result directory as workers other than the chief have it: they read what is there, and write nothing into it."""
+
+    def __init__(self, path: pathlib.Path, *, resume_config: pathlib.Path | None = None, own_network: bool = False):
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints", keep=1)
+        self.resume_command = _resume_command(resume_config or path / CONFIG_FILE)
+        self._own_network = own_network
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """The chief makes the directory and locks it."""
+        yield
+
+    def save_checkpoint(self, state: tf.train.Checkpoint, **_: Any) -> str:
+        """Write a checkpoint that is not kept: TensorFlow wants all workers to, as values of some variables are asked of all of them."""
+        with tempfile.TemporaryDirectory() as directory:
+            state.save(os.path.join(directory, "ckpt"))
+        return str(self.checkpoints.directory)
+
+    def _write_nothing(self, *_: Any, **__: Any) -> None:
+        """In place of what the chief writes."""
+
+    save_config = write_log = write_events = write_step = save_class_names = _write_nothing
+    save_weights = save_network = remove_network = save_bank = _write_nothing
 
 
 def _resume_command(config: pathlib.Path) -> str:

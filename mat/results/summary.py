@@ -28,6 +28,7 @@ def print_plan(
     n_steps_done: int,
     n_bytes: int,
     extensions: str = "",
+    devices: str = "",
 ) -> None:
     """Print what a run will do.
 
@@ -39,6 +40,7 @@ def print_plan(
         n_steps_done: steps of the run that were made before.
         n_bytes: about how much will be written.
         extensions: how the run was extended, in words.
+        devices: how many devices share the run, in words; empty for one alone.
     """
     optimizer, (height, width, _) = config.optimizer, config.patch_shape
     n_images, n_steps = len(splits[0].labels), config.n_epochs * steps_per_epoch
@@ -52,7 +54,7 @@ def print_plan(
     free = shutil.disk_usage(existing_ancestor(config.result_dir)).free
     space = f"about {n_bytes / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free"
     plan = {
-        "device": device_name(),
+        "device": device_name() + (f"; {devices}" if devices else ""),
         **describe(splits, config.data_dir, image_size=config.image_size, n_classes=config.n_classes),
         "network": f"{_network(config)}, {n_parameters:,} parameters, {config.precision}, XLA "
         f"{'on' if use_xla(config.jit_compile) else 'off'}",

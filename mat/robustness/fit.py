@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import UserError
+from mat.distribution.workers import any_worker
 from mat.patch import resize_to_patches
 from mat.robustness.plan import ITERATIONS_PER_CALL, PASSES_PER_CALL, EvaluationPlan, PatchSpec, Shape, chunks, draw_offsets
 from mat.robustness.universal import UNTARGETED, UniversalAttacks
@@ -48,9 +49,11 @@ def fit_patches(specs: Sequence[PatchSpec], plan: EvaluationPlan, attacks: Unive
         UserError: a loss is not finite.
     """
     arrays: dict[PatchSpec, Any] = {}
-    for chunk in chunks(specs, max(1, plan.images_at_once // plan.images_per_iteration)):
+    n_replicas = attacks.strategy.num_replicas_in_sync
+    for chunk in chunks(specs, max(1, plan.images_at_once // plan.images_per_iteration), n_replicas):
         loaded = {spec: callbacks.load(spec.name) for spec in chunk}
-        if None not in loaded.values():
+        (missing,) = any_worker(attacks.strategy, [None in loaded.values()])
+        if not missing:
             callbacks.skip(sum(spec.cost(plan.images_per_iteration) for spec in loaded))
             arrays |= loaded
             continue

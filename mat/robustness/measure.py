@@ -22,6 +22,8 @@ from mat.cli.progress import WorkProgress, duration
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import class_names, describe, fingerprint
+from mat.distribution.strategy import is_chief, make_strategy
+from mat.distribution.workers import check_same
 from mat.models.kernels import forward_flops
 from mat.models.weights import git_blob
 from mat.robustness.checklist import NOT_CHECKED, WARNING, checklist
@@ -80,7 +82,7 @@ def measure_robustness(
     plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
     files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}
     subject = _subject(config, model, splits, files)
-    results = ReportDirectory(directory, subject | config.evaluation.fixed_values(), resume=resume, numbered=numbered)
+    results = _open_directory(directory, subject | config.evaluation.fixed_values(), config, resume=resume, numbered=numbered)
     title, report = "This evaluation was finished before", results.report
     if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
@@ -92,7 +94,7 @@ def measure_robustness(
         }
         _print_plan(plan, forward_flops(model), words | ({"given patches": told} if given else {}), results)
         try:
-            scores = _run(plan, model, splits, results, jit_compile=use_xla(config.jit_compile))
+            scores = _run(plan, model, splits, results, config)
             names = class_names(config.data_dir, config.n_classes)
             paths = {name: _of_each(str, path) for name, path in files.items()} | {"data_dir": config.data_dir}
             subject = paths | subject | {"protocol": config.evaluation.to_values()}
@@ -127,7 +129,15 @@ def _of_each(function, file):
     return [function(path) for path in file] if isinstance(file, list) else function(file)
 
 
-def _run(plan, model, splits, results, *, jit_compile):
+def _open_directory(directory, protocol, config, **options):
+    """The `ReportDirectory`; a UserError tells of workers that would not evaluate the same."""
+    strategy = make_strategy(config.distribution)
+    results = ReportDirectory(directory, protocol, **options, writes=is_chief(strategy))
+    check_same(strategy, {"evaluation": json.dumps(protocol), "report so far": f"{results.path} {results.report}"})
+    return results
+
+
+def _run(plan, model, splits, results, config):
     """Load the images, then fit and score what is planned; gives the `Scores`."""
     advice = (
         f"evaluation.images_at_once: {plan.images_at_once} images take more than there is. Set fewer, at least "
@@ -136,7 +146,8 @@ def _run(plan, model, splits, results, *, jit_compile):
     with report_device_errors(lambda: advice):
         fitted_on = load_images(splits[0].take(plan.fit_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         scored = load_images(splits[1].take(plan.scored_examples), n_classes=plan.n_classes, image_size=plan.image_size)
-        attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, jit_compile=jit_compile)
+        devices = {"jit_compile": use_xla(config.jit_compile), "strategy": make_strategy(config.distribution)}
+        attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, **devices)
         # A few images now, before anything is written: weights that are NaN are NaN on every image.
         few = attacks.predict_clean(scored.images[: plan.images_at_once], images_at_once=plan.images_at_once)
         check_finite(few, "without a patch")

@@ -155,16 +155,18 @@ def curve_specs(plan: EvaluationPlan, strongest: Sequence[PatchSpec]) -> list[Pa
     return list(dict.fromkeys(specs))
 
 
-def chunks(specs: Sequence[PatchSpec], size: int) -> Iterator[list[PatchSpec]]:
+def chunks(specs: Sequence[PatchSpec], size: int, n_replicas: int = 1) -> Iterator[list[PatchSpec]]:
     """The specs in chunks to be fitted side by side, each of one attack, number of iterations and patch shape.
 
-    Chunks of a kind are of one length, at most `size`, so that one compiled function fits them all: the last is filled up with its last.
+    Chunks of a kind are of one length, so that one compiled function fits them all: the last is filled up with its last. Each of
+    `n_replicas` fits an equal share of a chunk, at most `size`.
     """
     groups: dict[tuple, list[PatchSpec]] = {}
     for spec in specs:
         groups.setdefault((spec.attack, spec.n_iterations, spec.patch_shape), []).append(spec)
     for group in groups.values():
-        per_chunk = -(-len(group) // -(-len(group) // size))
+        n_chunks = -(-len(group) // (size * n_replicas))
+        per_chunk = n_replicas * -(-len(group) // (n_chunks * n_replicas))
         for start in range(0, len(group), per_chunk):
             chunk = group[start : start + per_chunk]
             yield chunk + chunk[-1:] * (per_chunk - len(chunk))

@@ -66,13 +66,16 @@ class ReportDirectory:
         path: may exist if it is empty, but for logs.
         protocol: all that the results depend on, plain values. It may have more attacks and patches than the directory's, and curves.
         numbered: where something else is in the directory, take `path_2`, `path_3`, ... instead of refusing.
+        writes: False for workers other than the chief, which only read.
 
     Raises:
         UserError: the directory exists and `resume` is not set, cannot be made, or holds another evaluation or something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], protocol: dict, *, resume: bool = False, numbered: bool = False) -> None:
-        self.path, self._protocol = pathlib.Path(path), protocol
+    def __init__(
+        self, path: str | os.PathLike[str], protocol: dict, *, resume: bool = False, numbered: bool = False, writes: bool = True
+    ) -> None:
+        self.path, self._protocol, self._writes = pathlib.Path(path), protocol, writes
         self.report: dict | None = None  # of the finished evaluation in it, which has all that the protocol asks for
         for number in itertools.count(2):
             try:
@@ -91,7 +94,8 @@ class ReportDirectory:
         occupied = is_occupied(self.path)
         if occupied and not resume:
             raise UserError(f"{self.path}: exists already. {_REMEDY}, or continue the evaluation in it with --resume")
-        check_writable(self.path, _REMEDY)
+        if self._writes:
+            check_writable(self.path, _REMEDY)
         report = read_report(self.path) if occupied else None
         if report and has_all(report, self._protocol):
             self.report = report
@@ -108,11 +112,15 @@ class ReportDirectory:
 
     def create(self) -> None:
         """Make the directory, with the protocol in it."""
+        if not self._writes:
+            return
         (self.path / "restarts").mkdir(parents=True, exist_ok=True)
         self.write({_PROTOCOL_FILE: (json.dumps(self._protocol, indent=2) + "\n").encode()})
 
     def write_report(self, files: dict[str, bytes]) -> None:
         """Write what a finished evaluation leaves, the report last, in place of an earlier one's."""
+        if not self._writes:
+            return
         (self.path / REPORT_FILE).unlink(missing_ok=True)
         self.write(files)
 
@@ -123,6 +131,8 @@ class ReportDirectory:
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
         """Keep the arrays of a fitted patch."""
+        if not self._writes:
+            return
         self.write({f"restarts/{name}.npz": npz(**arrays)})
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:

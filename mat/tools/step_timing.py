@@ -75,7 +75,7 @@ def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool =
     n_passes = (config.n_patch_trials, config.optimizer.n_iterations) if config.n_patches else (0, 0)
     configure(precision=config.precision, deterministic=config.deterministic)
     model, bank, batch = create_model(config), noise_bank(config), noise_batch(config, config.batch_size)
-    small = Stopwatch(noise_step(config, model, bank).train_on_batch, *noise_batch(config, 1))
+    small = Stopwatch(noise_step(config.replace(batch_size=1), model, bank).train_on_batch, *noise_batch(config, 1))
     small.measure()
     step = noise_step(config, model, bank)
     mat = Stopwatch(step.train_on_batch, *batch)
@@ -90,7 +90,7 @@ def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool =
             mat.measure()
             plain.measure()
             line.show(done, f"{done}/{repeats}")
-    if max(int(step.failed_step), int(plain_step.failed_step)) >= 0:
+    if max(int(step.failed_step.numpy()), int(plain_step.failed_step.numpy())) >= 0:
         raise NonFiniteLossError("the loss became NaN or infinite, so that no whole step was timed. Try precision: float32")
     layers = [
         {**found, "seconds": watch.median, "gflops": gflop / watch.median, "forward_equivalents": n}

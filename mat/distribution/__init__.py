@@ -1,0 +1,1 @@
+"""Several GPUs or machines that share a run, by `tf.distribute`."""
