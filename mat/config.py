@@ -156,8 +156,14 @@ class PatchTrainingConfig(Section):
         "float32; tensorfloat32 (10 bits of mantissa in convolutions, faster on GPUs from Ampere on); mixed_bfloat16 (network in bfloat16; "
         "statistics, losses, patches and weights in float32)",
     )
+    attack_precision: Literal["same", "float32", "bfloat16"] = key(
+        "same", "of SELECT and I-FGSM, which need only an order and signs: same (as precision), float32, bfloat16 (faster where it is fast)"
+    )
     jit_compile: YesNo | Literal["auto"] = key("auto", "compile the step with XLA: auto (on GPUs), true, false")
     deterministic: YesNo = key(True, "identical weights in every run of one config on one machine; false may be faster on GPUs")
+    steps_per_call: Changeable[int] = key(
+        1, "steps that one call makes; more may be faster on GPUs. Progress, checkpoints and Ctrl-C wait for its end", ge=1
+    )
     distribution: Changeable[Literal["auto", "none", "mirrored", "multi_worker"]] = key(
         "auto",
         "what shares each batch: one device (none), all GPUs of the machine (mirrored), the processes that TF_CONFIG names "
@@ -221,11 +227,13 @@ class PatchTrainingConfig(Section):
             if value != default:
                 remedy = "Leave it out, or set network: FILE.keras"
                 raise UserError(f"{name}: {format_value(value)} has no effect on network: {format_value(self.network)}. {remedy}")
-        if self.network.endswith(".keras") and self.precision == "mixed_bfloat16":
-            raise UserError(
-                f"precision: mixed_bfloat16 has no effect on network: {format_value(self.network)}, whose layers are saved with their "
-                "types. Set precision: float32 or tensorfloat32, or give a function that makes it (network: package.module:function)"
-            )
+        for name, value in {"precision": "mixed_bfloat16", "attack_precision": "bfloat16"}.items():
+            if self.network.endswith(".keras") and getattr(self, name) == value:
+                others = "float32 or tensorfloat32" if name == "precision" else "same"
+                raise UserError(
+                    f"{name}: {value} has no effect on network: {format_value(self.network)}, whose layers are saved with their types. "
+                    f"Set {name}: {others}, or give a function that makes it (network: package.module:function)"
+                )
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Self:

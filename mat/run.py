@@ -1,13 +1,10 @@
 """The parts of a training run, made from its config: data, model, bank of meta-patches, step (INIT of Algorithm 1 of arXiv:2101.11453)."""
 
-import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -16,10 +13,8 @@ import tensorflow as tf
 from mat.cli.console import console
 from mat.cli.devices import configure, report_device_errors, use_xla
 from mat.cli.errors import NonFiniteLossError, UserError
-from mat.cli.files import check_writable
 from mat.config import PatchTrainingConfig
-from mat.data.reading import LABELED_SPLITS, Records
-from mat.data.records import record_path
+from mat.data.reading import Records
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset
 from mat.distribution.strategy import describe_strategy, distribute, is_chief, make_strategy
@@ -27,6 +22,8 @@ from mat.distribution.workers import check_same, report_lost_workers
 from mat.models import create_model, load_weights
 from mat.models.kernels import random_states
 from mat.models.own_network_checks import check_trainable
+from mat.models.prepared import all_layers
+from mat.models.twin import Twin
 from mat.models.weights import git_blob
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.results.checkpoints import RunRecord
@@ -110,7 +107,7 @@ class TrainingRun:
             n_steps_done=int(self.step.step.numpy()),
             n_bytes=self.bytes_to_write,
             extensions=self.extended,
-            devices=describe_strategy(self.strategy),
+            devices=self._devices,
         )
 
     @property
@@ -118,10 +115,18 @@ class TrainingRun:
         """Sizes of a batch, as the functions of `mat.data.tiny_imagenet` take them."""
         return {key: getattr(self.config, key) for key in ("batch_size", "n_classes", "image_size")}
 
+    @property
+    def _devices(self) -> str:
+        """How many devices share the run, in words; empty where it is one alone."""
+        words = describe_strategy(self.strategy)
+        if words and any(isinstance(layer, keras.layers.BatchNormalization) for layer in all_layers(self.model)):
+            words += ", and batch normalization is over a share: results depend on the number of replicas"
+        return words
+
     def batches(self, epoch: int, first_batch: int = 0) -> Iterable[Any]:
         """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's.
 
-        They are (images, labels) as `step.train_on_batch` takes them: this worker's shares of the batches.
+        They are (images, labels) as `step.train_on_batch` takes them, this worker's shares of the batches; after the last they start again.
         """
         config = self.config
         rate = learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.record.extensions)
@@ -135,7 +140,7 @@ class TrainingRun:
             epoch=epoch,
             first_batch=first_batch,
         )
-        return itertools.islice(distribute(self.strategy, make_dataset), self.steps_per_epoch - first_batch)
+        return distribute(self.strategy, make_dataset)
 
 
 def build_run(
@@ -167,7 +172,7 @@ def build_run(
     configure(precision=config.precision, deterministic=config.deterministic)
     with report_device_errors(lambda: memory_advice(config, results)), report_lost_workers(), strategy.scope():
         model = create_model(config)
-        check_trainable(model, config.network)
+        check_trainable(model, config.network, strategy.num_replicas_in_sync)
         if config.initial_weights is not None and earlier is None:
             load_weights(model, config.initial_weights)
         train_records, validation_records = read_splits(
@@ -243,23 +248,16 @@ def create_step(config: PatchTrainingConfig, model: keras.Model, bank: PatchBank
         seed=config.seed,
         jit_compile=use_xla(config.jit_compile),
         batch_size=config.batch_size,
+        twin=create_twin(config, model),
     )
 
 
-@contextlib.contextmanager
-def demo_in_temporary_directory(config: PatchTrainingConfig) -> Iterator[PatchTrainingConfig]:
-    """Within the block the config with the demo's data set in a temporary directory, where it is missing and would be made.
-
-    Raises:
-        UserError: it could not be made in `data_dir`.
-    """
-    if config.dataset != "demo" or all(record_path(config.data_dir, split).exists() for split in LABELED_SPLITS):
-        yield config
-        return
-    check_writable(config.data_dir, "Change data_dir")
-    console.print(f"{config.data_dir}: has no data set yet; the dry run makes it in a temporary directory")
-    with tempfile.TemporaryDirectory() as directory:
-        yield config.replace(data_dir=directory)
+def create_twin(config: PatchTrainingConfig, model: keras.Model) -> Twin | None:
+    """The model in the config's `attack_precision`; None where that is the model's own, or nothing is attacked."""
+    precision = {"bfloat16": "mixed_bfloat16"}.get(config.attack_precision, config.attack_precision)
+    if precision in ("same", config.dtype) or not config.n_patches:
+        return None
+    return Twin(create_model(config.replace(precision=precision, attack_precision="same")), model)
 
 
 def non_finite_error(run: TrainingRun, failed_step: int, saved: str) -> NonFiniteLossError:

@@ -5,7 +5,7 @@ said otherwise; labels [B, n_classes] are one-hot or smoothed.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,7 @@ from mat.distribution.replicas import (
 from mat.distribution.strategy import run_everywhere
 from mat.models.kernels import convolution_kernels, dense_gradients, regularization
 from mat.models.prepared import prepared_once
+from mat.models.twin import Twin
 from mat.patch import PatchBank, apply_patches, draw_trials, select_patches
 from mat.seeds import fold_in, stream_seed
 
@@ -43,6 +44,7 @@ class TrainingStep(tf.Module):
         seed: the config's, of the trials.
         jit_compile: compile with XLA: the work on a replica's images, and the updates.
         batch_size: images of a batch, of all replicas together; None where their shares fill it evenly.
+        twin: the model in the precision of SELECT and I-FGSM, which need only an order and signs; None for the model itself.
 
     The step runs on all replicas of the strategy in whose scope it is made (`mat.distribution`), one on a single device. The state is
     `model`, `bank`, `optimizer` (its `learning_rate` is for the caller to set), `step` (the next step's number), `failed_step` (of the
@@ -62,6 +64,7 @@ class TrainingStep(tf.Module):
         seed: int,
         jit_compile: bool,
         batch_size: int | None = None,
+        twin: Twin | None = None,
     ) -> None:
         super().__init__(name="training_step")
         self.strategy = tf.distribute.get_strategy()
@@ -74,6 +77,7 @@ class TrainingStep(tf.Module):
         self.weight_decay = weight_decay
         self.jit_compile = jit_compile
         self.batch_size = batch_size
+        self.twin = twin
         self.trial_seed = stream_seed(seed, "trials")
         self.optimizer = Momentum(model.trainable_variables)
         self.decayed_kernels = convolution_kernels(model)
@@ -85,6 +89,25 @@ class TrainingStep(tf.Module):
         self._share_of_step = tf.function(self._compute, jit_compile=jit_compile, autograph=False)
         self._updates = tf.function(self._commit, jit_compile=jit_compile, autograph=False)
         self.train_on_batch = tf.function(self._train_on_batch, autograph=False)
+        self._train_in_one_call = tf.function(self._train_on_batches, autograph=False)
+
+    def train_on_batches(self, batches: Iterator[Any], n_steps: int) -> tuple[Any, Any]:
+        """Steps on the next batches of a data set's iterator, in one call; returns their losses and accuracies, [n_steps] each."""
+        if n_steps == 1:
+            loss, accuracy = self.train_on_batch(*next(batches))
+            return loss[tf.newaxis], accuracy[tf.newaxis]
+        return self._train_in_one_call(batches, tf.constant(n_steps))
+
+    def _train_on_batches(self, batches, n_steps):
+        """As `train_on_batches`; the number of steps is a tensor, so that an epoch's last call needs no function of its own."""
+        results = tuple(tf.TensorArray(tf.float32, n_steps, element_shape=[]) for _ in range(2))
+
+        def train(i, results):
+            losses, accuracies = self._train_on_batch(*next(batches))
+            return i + 1, (results[0].write(i, losses), results[1].write(i, accuracies))
+
+        _, results = tf.while_loop(lambda i, _: i < n_steps, train, (0, results), parallel_iterations=1)
+        return results[0].stack(), results[1].stack()
 
     def _train_on_batch(self, images, labels):
         """One step on images [B, H, W, 3] and their labels; returns the batch's mean loss and its accuracy in [0, 1], scalars.
@@ -118,7 +141,7 @@ class TrainingStep(tf.Module):
         attacked = ()
         with tf.GradientTape() as tape, prepared_once(self.model, xla=self.jit_compile):
             if self.bank is not None:
-                with tape.stop_recording():
+                with tape.stop_recording(), prepared_once(self.twin, xla=self.jit_compile):
                     images, *attacked, _ = self.attack(images, labels)
             with keras.StatelessScope() as scope:  # new statistics of batch normalization are results, like the gradients
                 logits = self.model(images, training=True)
@@ -128,6 +151,11 @@ class TrainingStep(tf.Module):
         gradients = dense_gradients(tape, loss, self.model.trainable_variables)
         values = [scope.get_current_value(variable) for variable in self.model.non_trainable_variables]
         return loss, accuracy, gradients, attacked, {i: value for i, value in enumerate(values) if value is not None}
+
+    @property
+    def attacked_model(self) -> keras.Model | Twin:
+        """What SELECT and I-FGSM run on."""
+        return self.twin or self.model
 
     def attack(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draw this step's trials, then SELECT and I-FGSM.
@@ -175,7 +203,7 @@ class TrainingStep(tf.Module):
 
     def _patched_loss(self, images, labels, patches, offsets):
         """The loss [B] of each image with its patch, the model in inference mode."""
-        return cross_entropy(labels, self.model(apply_patches(images, patches, offsets), training=False))
+        return cross_entropy(labels, self.attacked_model(apply_patches(images, patches, offsets), training=False))
 
     def _with_weight_decay(self, loss, gradients):
         """The loss and its gradients (in the order of `model.trainable_variables`) with those of the L2 term added."""

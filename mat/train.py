@@ -1,10 +1,13 @@
 """Command line: train a model with meta adversarial training as a YAML file says."""
 
 import argparse
+import contextlib
 import json
 import pathlib
 import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory is on the path, where `config` or `data` would hide other packages
@@ -14,6 +17,7 @@ from mat import CallableModule
 from mat.cli.command import load_tensorflow, run_command
 from mat.cli.console import console, print_table
 from mat.cli.errors import UserError
+from mat.cli.files import check_writable
 from mat.cli.paths import expand_path, literal_name
 from mat.cli.signals import raised_signals
 from mat.config import PatchTrainingConfig
@@ -25,7 +29,7 @@ _STOPPED = "Stopped before training began; nothing was changed"
 _EXIT_STATUSES = """
 exit status:
   0 done; 2 the config, the data, the weights or the result directory are at fault; 3 the loss became NaN or infinite;
-  130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, all after the step in hand is saved; 1 a bug"""
+  4 another worker is gone (docs/distributed.md); 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, all after the step in hand is saved; 1 a bug"""
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -128,12 +132,29 @@ def dry_run(config: PatchTrainingConfig, *, resume: bool = False, extend: int | 
         UserError: as `train_runs`.
         NonFiniteLossError: the loss or a gradient of these steps is NaN or infinite.
     """
-    from mat.run import demo_in_temporary_directory
-
     with raised_signals(_STOPPED), demo_in_temporary_directory(config) as config:
         for trainer in build_trainers(config, resume=resume, extend=extend):
             trainer.dry_run()
     console.print("Nothing was written")
+
+
+@contextlib.contextmanager
+def demo_in_temporary_directory(config: PatchTrainingConfig) -> Iterator[PatchTrainingConfig]:
+    """Within the block the config with the demo's data set in a temporary directory, where it is missing and would be made.
+
+    Raises:
+        UserError: it could not be made in `data_dir`.
+    """
+    from mat.data.reading import LABELED_SPLITS
+    from mat.data.records import record_path
+
+    if config.dataset != "demo" or all(record_path(config.data_dir, split).exists() for split in LABELED_SPLITS):
+        yield config
+        return
+    check_writable(config.data_dir, "Change data_dir")
+    console.print(f"{config.data_dir}: has no data set yet; the dry run makes it in a temporary directory")
+    with tempfile.TemporaryDirectory() as directory:
+        yield config.replace(data_dir=directory)
 
 
 def refuse_another_directory(arguments: argparse.Namespace, config: PatchTrainingConfig) -> None:

@@ -157,14 +157,16 @@ class Trainer:
         n_done, first_of_epoch = int(step.step.numpy()), epoch * run.steps_per_epoch
         if n_done == first_of_epoch:
             step.reset_metrics()
-        for done, (images, labels) in enumerate(run.batches(epoch, n_done - first_of_epoch), start=n_done + 1):
-            loss, accuracy = step.train_on_batch(images, labels)
-            if done % run.log_every_steps == 0:
+        batches, end = iter(run.batches(epoch, n_done - first_of_epoch)), first_of_epoch + run.steps_per_epoch
+        while n_done < end:
+            first, n_done = n_done + 1, min(n_done + run.config.steps_per_call, end)  # of this call, counted from 1
+            losses, accuracies = step.train_on_batches(batches, n_done + 1 - first)
+            for logged in range(-first % run.log_every_steps, len(losses), run.log_every_steps):
                 self._check_finite()  # nothing is logged of a step that was not made
-                run.results.write_step(done, loss=float(loss), accuracy=float(accuracy))
-            if progress.due(done):
+                run.results.write_step(first + logged, loss=float(losses[logged]), accuracy=float(accuracies[logged]))
+            if progress.due(n_done):
                 self._check_finite()
-                progress.update(done, *step.metrics())
+                progress.update(n_done, *step.metrics())
             self._save_or_stop(save=time.monotonic() - self._saved_at >= 60 * run.config.checkpoint_every_minutes)
         self._check_finite()
 

@@ -130,7 +130,7 @@ def test_keys_that_no_result_depends_on_may_change():
     config = PatchTrainingConfig()
     assert config.changeable() == {
         *("base_result_dir", "unique_name", "data_dir", "bad_records", "max_bad_records", "checkpoint_every_minutes"),
-        *("checkpoints_to_keep", "robust_evaluation", "plain_baseline", "log_every_steps", "distribution"),
+        *("checkpoints_to_keep", "robust_evaluation", "plain_baseline", "log_every_steps", "steps_per_call", "distribution"),
     }
     other = config.replace(evaluation=config.evaluation.replace(images_at_once=64, iterations=7), n_epochs=9, data_dir="moved")
     assert config.differences(other) == [("n_epochs", 75, 9), ("evaluation.iterations", 1000, 7)]

@@ -98,6 +98,24 @@ def test_values_of_single_steps_go_to_tensorboard_and_change_nothing(tiny_config
     assert_equal_states(*states)
 
 
+def test_several_steps_in_one_call_are_the_same_steps(tiny_config):
+    """Three of the four steps of an epoch in a call, then the last; every other step is logged."""
+    runs = {}
+    for n in (1, 3):
+        trainer = trainer_of(tiny_config(unique_name=f"calls_{n}", n_stacks=1, log_every_steps=2, steps_per_call=n))
+        model = trainer.fit().model
+        results = trainer.run.results
+        values = {
+            f"{tag}/{step}": value
+            for tag in ("step/loss", "step/accuracy")
+            for step, value in read_values(results.path / "events", tag).items()
+        }
+        runs[n] = values, (results.path / "log.csv").read_text("utf-8"), model.get_weights(), trainer.run.bank.patches.numpy()
+    assert list(runs[1][0]) == [f"{tag}/{step}" for tag in ("step/loss", "step/accuracy") for step in (2, 4, 6, 8)]
+    for one, other in zip(tf.nest.flatten(runs[1]), tf.nest.flatten(runs[3]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(("n_epochs", "key", "expected"), [(2, None, 1), (750, None, 3), (750, 7, 7)])
 def test_about_a_thousand_steps_of_a_run_are_logged(tiny_config, n_epochs, key, expected):
     config = tiny_config(n_epochs=n_epochs, log_every_steps=key, n_patches=0, n_stacks=1)

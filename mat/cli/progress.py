@@ -92,15 +92,16 @@ class TrainingProgress(ProgressLine):
         super().__init__(n_epochs * steps_per_epoch)
         self.images_per_second = 0.0
         self._n_epochs, self._steps_per_epoch, self._batch_size = n_epochs, steps_per_epoch, batch_size
-        self._tracing_step = first_step + 1  # it traces and compiles, which tells nothing about the next ones
-        self._tracing_seconds = 0.0
+        self._tracing_seconds = 0.0  # of the first call, which traces and compiles and tells nothing about the next ones; 0 before
+        self._estimated = False
         self._estimate_at = min(first_step + _ESTIMATE_AFTER_STEPS, n_epochs * steps_per_epoch)
         self._epoch_started = self._last_update = time.monotonic()
         self._rate_from = (self._epoch_started, first_step)  # when and after which step images/s start to count
 
     def due(self, done: int) -> bool:
         """Whether to call `update` after step number `done` of the run, counted from 1."""
-        return done in (self._tracing_step, self._estimate_at) or time.monotonic() - self._last_update >= _REFRESH_SECONDS
+        estimate = done >= self._estimate_at and not self._estimated
+        return not self._tracing_seconds or estimate or time.monotonic() - self._last_update >= _REFRESH_SECONDS
 
     def update(self, done: int, loss: float, accuracy: float) -> None:
         """Show the state after step number `done` of the run: means over the epoch so far."""
@@ -110,9 +111,10 @@ class TrainingProgress(ProgressLine):
         epoch, step = divmod(done - 1, self._steps_per_epoch)
         place = f"epoch {epoch + 1}/{self._n_epochs}  step {step + 1}/{self._steps_per_epoch}"
         self.show(done, f"{place}  loss {loss:.3f}  accuracy {accuracy:.3f}  {self.images_per_second:.0f} images/s")
-        if done == self._tracing_step:
+        if not self._tracing_seconds:
             self._tracing_seconds, self._rate_from = seconds, (now, done)
-        elif done == self._estimate_at:
+        elif done >= self._estimate_at and not self._estimated:
+            self._estimated = True
             pace, left = 1 / (self.task.speed or 1), self.task.time_remaining or 0
             end = datetime.datetime.now() + datetime.timedelta(seconds=left)
             estimate = f"then {pace:.3f} s a step: about {duration(left)} to go, until {end:%H:%M}"

@@ -15,8 +15,11 @@ _LARGEST_UNIT_MEAN = 2.0  # of a Normalization layer that takes other images tha
 _SUM_TOLERANCE = 1e-2  # of probabilities, which may be in bfloat16
 
 
-def check_trainable(model: keras.Model, name: str) -> None:
-    """Refuse to train a network without trainable weights, or with some that are not float32, in a `UserError`."""
+def check_trainable(model: keras.Model, name: str, n_replicas: int = 1) -> None:
+    """Refuse to train, in a `UserError`, a network without trainable weights, or with some that are not float32, or not for replicas."""
+    if n_replicas > 1 and any(getattr(layer, "synchronized", False) for layer in all_layers(model)):
+        remedy = "Make them with synchronized=False, or set distribution: none"
+        raise UserError(f"{name}: has layers with synchronized=True, which does not work within the compiled step. {remedy}")
     if not model.trainable_variables:
         raise UserError(f"{name}: has no trainable weights. Set trainable = True in its layers, and save it again")
     if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mat.models.twin import Twin
+
 if keras.config.backend() != "tensorflow":
     raise ImportError(f"Keras runs on {keras.config.backend()} in this process, and mat needs TensorFlow. Set KERAS_BACKEND=tensorflow")
 
@@ -44,15 +46,17 @@ class PreparedLayer(keras.layers.Layer):
 
 
 @contextlib.contextmanager
-def prepared_once(model: Callable, *, xla: bool) -> Iterator[None]:
-    """Prepare the weights of a model's layers once, on entry, for all its calls in the block; of a plain function nothing.
+def prepared_once(model: Callable | None, *, xla: bool) -> Iterator[None]:
+    """Prepare the weights of a model's layers once, on entry, for all its calls in the block; of a plain function, or None, nothing.
 
     Gradients flow to the weights where a tape was recording on entry. `xla` tells whether the block is compiled with XLA.
     """
-    layers = [layer for layer in all_layers(model) if isinstance(layer, PreparedLayer)] if isinstance(model, keras.Model) else []
+    network, weights = (model.network, model.weights()) if isinstance(model, Twin) else (model, contextlib.nullcontext())
+    layers = [layer for layer in all_layers(network) if isinstance(layer, PreparedLayer)] if isinstance(network, keras.Model) else []
     try:
-        for layer in layers:
-            layer._prepared, layer.xla = layer.prepare(), xla
+        with weights:
+            for layer in layers:
+                layer._prepared, layer.xla = layer.prepare(), xla
         yield
     finally:
         for layer in layers:

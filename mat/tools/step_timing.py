@@ -144,7 +144,7 @@ def measure_parts(step: TrainingStep, batch: tuple[tf.Tensor, tf.Tensor], repeat
     }
     seconds = {}
     for name, (function, *arguments) in parts.items():
-        watch = Stopwatch(compile_with(step.model, function, jit_compile=step.jit_compile), *arguments)
+        watch = Stopwatch(compile_with(step.attacked_model, function, jit_compile=step.jit_compile), *arguments)
         watch.measure(repeats)
         seconds[name] = watch.median
     return seconds

@@ -1,0 +1,268 @@
+"""Several devices and several workers: they share each batch, and the run is that of one device."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mat.cli.errors import LostWorkerError, UserError
+from mat.config import PatchTrainingConfig
+from mat.data.demo import draw_image
+from mat.data.reading import read_records
+from mat.data.records import make_example, record_path, write_records
+from mat.data.tiny_imagenet import shared_validation_dataset, train_dataset
+from mat.distribution import strategy as strategies
+from mat.distribution import tf_config, workers
+from mat.distribution.replicas import FILLING, Replicas
+from mat.seeds import generator
+from tests.conftest import GOLDEN, trainer_of, write_tiny_split
+
+EVALUATION = {"iterations": 5, "n_fit_images": 16, "images_per_iteration": 4, "n_targets": 1, "n_controls": 1}
+ROOT = pathlib.Path(__file__).parent.parent
+UNTARGETED = {"n_iterations": 3, "targeted_attack": False, "max_step_size": 3e-4}  # small steps: a sign that rounding flips moves little
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "total", "expected"), [(6, 3, [[0, 1], [2, 3], [4, 5]]), (8, 3, [[0, 1, 2], [3, 4, 5], [6, 7, -1]])]
+)
+def test_replicas_share_a_batch_in_its_order(batch_size, total, expected):
+    batches = np.arange(batch_size)[np.newaxis] + [[0], [100]]
+    shares = [Replicas(first, 1, total).shares_of(batches) for first in range(total)]
+    assert FILLING == -1
+    np.testing.assert_array_equal([share[0] for share in shares], expected)
+    assert all(share.shape == (2, len(expected[0])) for share in shares)
+    both = Replicas(1, 2, total).shares_of(batches)
+    np.testing.assert_array_equal(both, [shares[1][0], shares[2][0], shares[1][1], shares[2][1]])
+
+
+SIZES = {"batch_size": 8, "n_classes": 4, "image_size": 16}
+
+
+@pytest.mark.parametrize("total", [2, 3])
+def test_the_shares_of_all_replicas_are_the_batches_and_nothing_else_is_decoded(tiny_data, total):
+    records, arguments = read_records(tiny_data, "train", n_classes=4), {**SIZES, "label_smoothing": 0.1, "seed": 3, "epoch": 1}
+    shares = []
+    for first in range(total):
+        replicas = Replicas(first, 1, total)
+        own = replicas.shares_of(generator(3, "order/1").permutation(32).reshape(-1, 8))
+        images = records.images.numpy()
+        images[np.setdiff1d(np.arange(32), np.maximum(own, 0))] = b"no image"
+        shares.append(list(train_dataset(records._replace(images=tf.constant(images)), **arguments, replicas=replicas)))
+    for i, batch in enumerate(train_dataset(records, **arguments)):
+        for whole, *parts in zip(batch, *(share[i] for share in shares), strict=True):
+            np.testing.assert_array_equal(tf.concat(parts, axis=0)[:8], whole)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_each_validation_image_counts_once(tiny_data, total):
+    records = read_records(tiny_data, "validation", n_classes=4)  # 12: one batch and a half
+    shares = [list(shared_validation_dataset(records, **SIZES, replicas=Replicas(first, 1, total))) for first in range(total)]
+    assert {images.shape for share in shares for images, _ in share} == {(-(-8 // total), 16, 16, 3)}
+    labels = np.concatenate([share[i][1] for i in range(2) for share in shares])
+    np.testing.assert_array_equal(labels[labels.any(axis=1)].argmax(axis=1), records.labels)
+    assert len(labels) > 12 or total == 1
+
+
+def set_workers(monkeypatch, cluster, index=0, kind="worker"):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+
+
+def test_workers_are_numbered_from_the_chief_on(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert tf_config.read_cluster() is None
+    set_workers(monkeypatch, {"worker": ["a:1"]})
+    assert tf_config.read_cluster() is None
+    set_workers(monkeypatch, {"worker": ["a:1", "b:2"]}, 1)
+    assert tf_config.read_cluster().name == "worker 1 of 2 (b:2)"
+    set_workers(monkeypatch, {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, 1)
+    assert tf_config.read_cluster().name == "worker 2 of 3 (c:3)"
+    set_workers(monkeypatch, {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, 0, "chief")
+    assert tf_config.read_cluster().index == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"must be of the form .*HOST:PORT.* Received: \{"),
+        ("[]", "must be of the form"),
+        ('{"cluster": {"worker": ["a", "b:1"]}}', "must be of the form"),
+        ('{"cluster": {"worker": 3}}', "must be of the form"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": "x"}}', "must be of the form"),
+        ('{"cluster": {"worker": ["a:1", "b:1"], "ps": ["c:1"]}, "task": {"index": 0}}', "chief or worker.* Received: ps"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "evaluator", "index": 0}}', "Received: evaluator"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "task worker 2 is none of those"),
+        ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 1}}', "address of its own"),
+    ],
+)
+def test_a_damaged_tf_config_is_told(monkeypatch, text, message):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match=f"^TF_CONFIG.*{message}"):
+        tf_config.read_cluster()
+
+
+def test_auto_takes_what_there_is(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    made = []
+    monkeypatch.setattr(strategies, "_make_strategy", lambda *arguments: made.append(arguments[0]))
+    for n_gpus, cluster in [(0, None), (1, None), (2, None), (2, {"worker": ["a:1"]}), (2, {"worker": ["a:1", "b:1"]})]:
+        monkeypatch.setattr(strategies.tf.config, "get_visible_devices", lambda _, n=n_gpus: [None] * n)
+        if cluster:
+            set_workers(monkeypatch, cluster)
+        strategies.make_strategy("auto")
+        if n_gpus == 2:
+            strategies.make_strategy("none")
+    assert made == ["none", "none", "mirrored", "none", "mirrored", "none", "multi_worker", "none"]
+    monkeypatch.delenv("TF_CONFIG")
+    with pytest.raises(UserError, match="distribution: multi_worker needs the environment variable TF_CONFIG"):
+        strategies.make_strategy("multi_worker")
+
+
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [
+        ("Collective ops is aborted by: Connection reset\n/job:worker/replica:0/task:2 while calling", "worker 3 (d:1)"),
+        ("Collective ops is aborted by: Error from /job:worker/replica:0/task:1: its peer /job:chief/replica:0/task:0", "worker 0 (a:1)"),
+        ("Collective ops is aborted by: Deadline Exceeded\nRPC: /tensorflow.CoordinationService/Heartbeat", "worker 0 (a:1)"),
+    ],
+)
+def test_a_lost_worker_is_named_and_other_errors_are_not_taken_for_one(monkeypatch, text, who):
+    def fail(message):
+        with workers.report_lost_workers("Do this"):
+            raise tf.errors.UnavailableError(None, None, message)
+
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(tf.errors.UnavailableError):
+        fail(text)
+    set_workers(monkeypatch, {"chief": ["a:1"], "worker": ["b:1", "c:1", "d:1"]}, 1)
+    with pytest.raises(LostWorkerError, match=rf"^worker 2 of 4 \(c:1\): {re.escape(who)} does not answer any more.* Do this$"):
+        fail(text)
+    with pytest.raises(tf.errors.UnavailableError):
+        fail("the disk is gone")
+
+
+def test_replicas_of_one_process_give_the_run_of_one_device(tmp_path):
+    """The golden weights, ten steps: draws and selections exactly, the rest within 1e-5; an evaluation to the bit."""
+    rng = np.random.default_rng(0)
+    for split, n_images in {"train": 40, "validation": 13}.items():
+        pictures = [tf.io.encode_jpeg(np.tile(draw_image(i % 10, rng), (2, 2, 1))).numpy() for i in range(n_images)]
+        write_records(record_path(tmp_path, split), [make_example(each, "n0", i % 12, (0, 0, 63, 63)) for i, each in enumerate(pictures)])
+    keys = {"width": 1, "batch_size": 8, "n_epochs": 2, "n_patches": 12, "n_patch_trials": 3, "initial_lr": 1e-3, "optimizer": UNTARGETED}
+    keys |= {"data_dir": str(tmp_path), "base_result_dir": str(tmp_path), "initial_weights": str(GOLDEN / "original_w1.h5")}
+    PatchTrainingConfig(**keys, robust_evaluation="none").to_yaml(tmp_path / "config.yaml")
+
+    def train(n_devices):
+        command = [sys.executable, ROOT / "tests" / "replicas.py", tmp_path / "config.yaml", str(n_devices), tmp_path]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return dict(np.load(tmp_path / f"{n_devices}.npz"))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        one, *others = pool.map(train, [0, 2, 4])
+    assert one["indices"].shape == (10, 8)
+    for other in others:
+        for name in ("indices", "offsets", "fitted", "losses", "predictions"):
+            np.testing.assert_array_equal(other[name], one[name], name)
+        for name in ("bank", "weights", "rows"):
+            assert np.linalg.norm(other[name] - one[name]) < 1e-5 * np.linalg.norm(one[name]), name
+    assert np.mean(one["bank"] != one["first_bank"]) > 0.9
+
+
+def free_ports(n):
+    """Ports that nobody listens on."""
+    listeners = [socket.create_server(("localhost", 0)) for _ in range(n)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+class Workers:
+    """Processes that train a config together, with what each has printed."""
+
+    def __init__(self, n_workers, config, *flags):
+        addresses = [f"localhost:{port}" for port in free_ports(n_workers)]
+        self.processes = []
+        for index in reversed(range(n_workers)):  # the chief starts last
+            environment = os.environ | {
+                "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+            }
+            command = [sys.executable, ROOT / "mat" / "train.py", config, *flags]
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+            self.processes.insert(0, subprocess.Popen(command, **options))
+
+    def wait(self):
+        """Exit status and output of each."""
+        outputs = [process.communicate(timeout=300)[0] for process in self.processes]
+        return [process.returncode for process in self.processes], outputs
+
+
+def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_config, tmp_path):
+    """Batches of eight, which three workers cannot share evenly, and thirteen validation images."""
+    write_tiny_split(tmp_path / "data", "validation", np.arange(13) % 4)
+    keys = {"n_epochs": 3, "n_patch_trials": 3, "initial_lr": 1e-3, "optimizer": UNTARGETED, "robust_evaluation": "quick"}
+    config = tiny_config(**keys, evaluation=EVALUATION, checkpoint_every_minutes=0.001)
+    config.to_yaml(tmp_path / "config.yaml")
+    results = tmp_path / "results"
+    killed = Workers(3, tmp_path / "config.yaml", "--set", "unique_name=killed")
+    checkpoints = results / "killed" / "checkpoints"
+    while not list(checkpoints.glob("ckpt-[3-9].index")):
+        assert all(process.poll() is None for process in killed.processes)
+        time.sleep(0.01)
+    killed.processes[1].kill()
+    at = time.monotonic()
+    statuses, outputs = killed.wait()
+    assert statuses == [4, -signal.SIGKILL, 4]
+    assert time.monotonic() - at < 60
+    for output in (outputs[0], outputs[2]):
+        assert re.search(r"mat-train: worker \d of 3 .*: worker \d \(localhost:\d+\) does not answer any more.* --resume$", output.strip())
+    shutil.copytree(results / "killed", results / "by_one")
+    stopped = Workers(2, tmp_path / "config.yaml", "--set", "unique_name=two")
+    while not list((results / "two" / "checkpoints").glob("ckpt-[3-9].index")):
+        assert all(process.poll() is None for process in stopped.processes)
+        time.sleep(0.01)
+    stopped.processes[1].terminate()
+    statuses, outputs = stopped.wait()
+    assert statuses == [128 + signal.SIGTERM] * 2, outputs
+    assert "all of it is saved" in outputs[0]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        starts = [
+            (3, "--resume", "--set", "unique_name=killed"),
+            (3, "--set", "unique_name=undisturbed"),
+            (2, "--resume", "--set", "unique_name=two"),
+        ]
+        for statuses, outputs in pool.map(lambda start: Workers(start[0], tmp_path / "config.yaml", *start[1:]).wait(), starts):
+            assert statuses == [0] * len(statuses), outputs
+            assert all(len(output.splitlines()) == 3 for output in outputs[1:]), outputs  # only the chief tells more
+
+    trainer_of(config.replace(unique_name="one")).fit()
+    trainer_of(config.replace(unique_name="by_one"), resume=True).fit()
+    one, undisturbed = outcome(results / "one"), outcome(results / "undisturbed")
+    for name, value in outcome(results / "killed")[0].items():
+        np.testing.assert_array_equal(value, undisturbed[0][name], name)
+    for name in ("undisturbed", "killed", "two", "by_one"):
+        arrays, *rest = outcome(results / name)
+        assert rest == one[1:], name
+        for key, value in arrays.items():
+            assert np.linalg.norm(value - one[0][key]) < 1e-5 * max(np.linalg.norm(one[0][key]), 1.0), (name, key)
+
+
+def outcome(directory):
+    """Weights and bank of a run, its log, and its robust accuracy with all predictions."""
+    arrays = dict(np.load(directory / "patches.npz"))
+    with h5py.File(directory / "tiny_imagenet_weights_002.h5") as file:
+        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    (report,) = directory.glob("*_evaluation/report.json")
+    headline = json.loads(report.read_text("utf-8"))["headline"]
+    return arrays, (directory / "log.csv").read_text("utf-8"), headline, report.with_name("examples.csv").read_text("utf-8")
