@@ -1,6 +1,7 @@
 """The network and its layers, against the original's."""
 
 import contextlib
+import functools
 import itertools
 
 import keras
@@ -19,6 +20,7 @@ from mat.models.prepared import PreparedLayer, prepared_once
 from tests.conftest import GOLDEN, SMALL, golden
 
 NORMALIZATIONS = ["strip", "group", "batch", "layer", "none"]
+COMPILE = [lambda function: function, tf.function, functools.partial(tf.function, jit_compile=True)]
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -33,7 +35,7 @@ def test_strip_normalization_equals_the_original(case):
 
 def gradients_of(function, *inputs):
     """Gradients of a weighted sum of a function's results, so that no two elements get the same one."""
-    inputs = [tf.constant(x) for x in inputs]
+    inputs = [tf.convert_to_tensor(x) for x in inputs]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         results = function(*inputs)
@@ -41,27 +43,39 @@ def gradients_of(function, *inputs):
     return tape.gradient(loss, inputs)
 
 
-@pytest.mark.parametrize("size", [8, 9])  # with 9, strips end within pixels
-@pytest.mark.parametrize("xla", [True, False])
-def test_strip_normalization_and_its_gradients_equal_the_formula(size, xla):
-    x = np.random.default_rng(0).normal(1.0, 2.0, size=(2, size, size, 16)).astype(np.float32)
-    gamma, beta = np.random.default_rng(1).normal(size=(2, 16)).astype(np.float32)
+@pytest.mark.parametrize("size", [8, 9, 40])  # with 9, strips end within pixels; with 40, sums are those of five blocks of five rows
+@pytest.mark.parametrize(("shortcut_and_relu", "dtype"), [(False, "float32"), (True, "float32"), (True, "bfloat16")])
+@pytest.mark.parametrize("compile_", COMPILE)
+def test_strip_normalization_and_its_gradients_equal_the_formula(size, shortcut_and_relu, dtype, compile_):
+    """So they do with a shortcut and the ReLU, as parts of the layer."""
+    shape, rng = (2, size, size, 16), np.random.default_rng(0)
+    x, shortcut = (np.float32(tf.cast(rng.normal(1.0, 2.0, size=shape), dtype)) for _ in range(2))
+    gamma, beta = rng.normal(size=(2, 16)).astype(np.float32)
+    shortcuts = [shortcut] if shortcut_and_relu else []
 
-    def formula(x, gamma, beta):
+    def formula(x, gamma, beta, *shortcuts):
         strips = tf.reshape(x, [2, 8, -1, 2])
         mean, variance = tf.nn.moments(strips, axes=[2, 3], keepdims=True)
         normalized = (strips - mean) / tf.sqrt(variance + 1e-5)
-        return tf.reshape(normalized * tf.reshape(gamma, [8, 1, 2]) + tf.reshape(beta, [8, 1, 2]), x.shape)
+        outputs = tf.reshape(normalized * tf.reshape(gamma, [8, 1, 2]) + tf.reshape(beta, [8, 1, 2]), x.shape)
+        return tf.nn.relu(outputs + shortcuts[0]) if shortcut_and_relu else outputs
 
-    def layer(x, gamma, beta):
-        layer = StripNormalization()
-        layer.build(x.shape)
-        layer.gamma, layer.beta, layer.xla = gamma, beta, xla
-        return layer(x)
+    layer = StripNormalization(relu=shortcut_and_relu, dtype="mixed_bfloat16" if dtype == "bfloat16" else dtype)
+    layer.build(shape)
+    layer.xla = compile_ is COMPILE[-1]
 
-    np.testing.assert_allclose(layer(x, gamma, beta), formula(x, gamma, beta), atol=1e-5)
-    for ours, expected in zip(gradients_of(layer, x, gamma, beta), gradients_of(formula, x, gamma, beta), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=2e-5)
+    def normalize(x, gamma, beta, *shortcuts):
+        layer.gamma, layer.beta = gamma, beta
+        return tf.cast(layer(x, *shortcuts), tf.float32)
+
+    inputs = [x, gamma, beta, *shortcuts]
+    exact = dtype == "float32"
+    tolerance = {"atol": 1e-5, "rtol": 1e-6} if exact else {"atol": 1e-5, "rtol": 2**-8}
+    np.testing.assert_allclose(compile_(normalize)(*inputs), formula(*inputs), **tolerance)
+    tolerance = {"atol": 2e-5, "rtol": 1e-5} if exact else {"atol": 0.1, "rtol": 0.01}
+    ours, expected = (compile_(gradients_of)(function, *inputs) for function in (normalize, formula))
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
 
 
 @pytest.mark.parametrize("xla", [True, False])
@@ -146,7 +160,11 @@ def test_weights_prepared_once_give_the_same_results_and_gradients(golden_model)
 
 
 @pytest.mark.parametrize(
-    "layer", [StandardizedConv2D(4, 3, strides=2, kernel_initializer="ones", name="c"), StripNormalization(2, 1e-3, dtype="mixed_bfloat16")]
+    "layer",
+    [
+        StandardizedConv2D(4, 3, strides=2, kernel_initializer="ones", name="c"),
+        StripNormalization(2, 1e-3, relu=True, dtype="mixed_bfloat16"),
+    ],
 )
 def test_layers_are_made_again_from_their_config(layer):
     again = type(layer).from_config(layer.get_config())

@@ -25,7 +25,6 @@ class FeatureMapNormalization(keras.layers.GroupNormalization):
 
 
 _NORMALIZATIONS: dict[str, tuple[str, Any]] = {
-    "strip": ("group_normalization", functools.partial(StripNormalization, GROUPS, epsilon=VARIANCE_EPSILON)),
     "group": ("channel_group_normalization", functools.partial(keras.layers.GroupNormalization, GROUPS, epsilon=VARIANCE_EPSILON)),
     "batch": ("batch_normalization", functools.partial(keras.layers.BatchNormalization, epsilon=VARIANCE_EPSILON)),
     "layer": ("layer_normalization", functools.partial(FeatureMapNormalization, 1, epsilon=VARIANCE_EPSILON)),
@@ -57,15 +56,18 @@ class _Layers:
             return keras.layers.Conv2D(filters, kernel_size, padding="same", **DATA_FORMAT, **options)(x)
         return StandardizedConv2D(filters, kernel_size, **options)(x)
 
-    def norm(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """The chosen normalization."""
-        if self.normalization == "none":
+    def norm_relu(self, x: keras.KerasTensor, shortcut: keras.KerasTensor | None = None) -> keras.KerasTensor:
+        """The chosen normalization, the sum with the shortcut if there is one, and the ReLU; strip normalization does all three at once."""
+        if self.normalization == "strip":
+            x = StripNormalization(GROUPS, VARIANCE_EPSILON, relu=True, **self.options("group_normalization"))(x, shortcut)
+            for kind in ("activation",) if shortcut is None else ("add", "activation"):
+                x = keras.layers.Identity(**self.options(kind))(x)  # the original's files list them among the layers
             return x
-        kind, layer = _NORMALIZATIONS[self.normalization]
-        return layer(**self.options(kind))(x)
-
-    def relu(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """A ReLU."""
+        if self.normalization != "none":
+            kind, layer = _NORMALIZATIONS[self.normalization]
+            x = layer(**self.options(kind))(x)
+        if shortcut is not None:
+            x = keras.layers.Add(**self.options("add"))([shortcut, x])
         return keras.layers.Activation("relu", **self.options("activation"))(x)
 
     def logits(self, x: keras.KerasTensor, n_classes: int) -> keras.KerasTensor:
@@ -92,14 +94,14 @@ def create_resnet(
     layers = _Layers(normalization, dtype, seed)
     filters = 16 * width
     inputs = keras.Input((image_size, image_size, 3), dtype="float32", name="input_1")
-    x = layers.relu(layers.norm(layers.conv(inputs, filters, 3)))
+    x = layers.norm_relu(layers.conv(inputs, filters, 3))
     for stack in range(n_stacks):
         for block in range((depth - 2) // 6):
             downsample = stack > 0 and block == 0
-            y = layers.relu(layers.norm(layers.conv(x, filters, 3, strides=2 if downsample else 1)))
+            y = layers.norm_relu(layers.conv(x, filters, 3, strides=2 if downsample else 1))
             y = layers.conv(y, filters, 3)
             if downsample:
                 x = layers.conv(x, filters, 1, strides=2)
-            x = layers.relu(keras.layers.Add(**layers.options("add"))([x, layers.norm(y)]))
+            x = layers.norm_relu(y, shortcut=x)
         filters *= 2
     return keras.Model(inputs, layers.logits(x, n_classes), name="resnet_v1")
