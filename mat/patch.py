@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from mat.models.fused import fused
 from mat.seeds import draw_integers, split
 
 
@@ -74,30 +75,39 @@ def apply_patches(images: tf.Tensor, patches: tf.Tensor, offsets: tf.Tensor) -> 
     """
     images, patches = tf.convert_to_tensor(images), tf.convert_to_tensor(patches)
     offsets = tf.cast(offsets, tf.int32)
-    height, width = images.shape[1:3]
-    patch_height, patch_width = patches.shape[1:3]
-
-    # Row and column within the patch of every image pixel: [B, H, 1] and [B, 1, W].
-    rows = (tf.range(height)[tf.newaxis] - offsets[:, 0, tf.newaxis])[:, :, tf.newaxis]
-    columns = (tf.range(width)[tf.newaxis] - offsets[:, 1, tf.newaxis])[:, tf.newaxis, :]
-    inside = ((rows >= 0) & (rows < patch_height) & (columns >= 0) & (columns < patch_width))[..., tf.newaxis]  # [B, H, W, 1]
-    source = tf.clip_by_value(rows, 0, patch_height - 1) * patch_width + tf.clip_by_value(columns, 0, patch_width - 1)  # [B, H, W]
+    width, patch_shape = images.shape[2], patches.shape[1:3]
 
     # Position in the image of every patch pixel, [B, h, w]: the gradient is a gather too, not a slow and unordered scatter.
-    image_rows = offsets[:, 0, tf.newaxis, tf.newaxis] + tf.range(patch_height)[:, tf.newaxis]
-    image_columns = offsets[:, 1, tf.newaxis, tf.newaxis] + tf.range(patch_width)[tf.newaxis]
+    image_rows = offsets[:, 0, tf.newaxis, tf.newaxis] + tf.range(patch_shape[0])[:, tf.newaxis]
+    image_columns = offsets[:, 1, tf.newaxis, tf.newaxis] + tf.range(patch_shape[1])[tf.newaxis]
     destination = image_rows * width + image_columns
 
     @tf.custom_gradient
     def paste(images, patches):
-        canvas = tf.gather(_flat_pixels(patches), source, batch_dims=1)  # [B, H, W, 3]
-
         def gradient(upstream):
+            inside, _ = _patch_pixels(upstream.shape[1:3], patch_shape, offsets)
             return tf.where(inside, tf.zeros_like(upstream), upstream), tf.gather(_flat_pixels(upstream), destination, batch_dims=1)
 
-        return tf.where(inside, canvas, images), gradient
+        return _paste(images, patches, offsets), gradient
 
     return paste(images, patches)
+
+
+@fused
+def _paste(images, patches, offsets):
+    """`apply_patches` without its gradient."""
+    inside, source = _patch_pixels(images.shape[1:3], patches.shape[1:3], offsets)
+    return tf.where(inside, tf.gather(_flat_pixels(patches), source, batch_dims=1), images)
+
+
+def _patch_pixels(image_shape, patch_shape, offsets):
+    """For every pixel of the images whether the patch covers it, bool [B, H, W, 1], and by which of its h w pixels, int32 [B, H, W]."""
+    # Row and column within the patch: [B, H, 1] and [B, 1, W].
+    rows, columns = (tf.range(size)[tf.newaxis] - offsets[:, axis, tf.newaxis] for axis, size in enumerate(image_shape))
+    rows, columns = rows[:, :, tf.newaxis], columns[:, tf.newaxis, :]
+    inside = (rows >= 0) & (rows < patch_shape[0]) & (columns >= 0) & (columns < patch_shape[1])
+    source = tf.clip_by_value(rows, 0, patch_shape[0] - 1) * patch_shape[1] + tf.clip_by_value(columns, 0, patch_shape[1] - 1)
+    return inside[..., tf.newaxis], source
 
 
 def _flat_pixels(images):

@@ -1,5 +1,6 @@
 """The bank: applying, drawing, selecting and updating patches."""
 
+import functools
 import zlib
 
 import numpy as np
@@ -20,11 +21,14 @@ from mat.patch import (
 from mat.seeds import draw_integers, stream_seed
 from tests.conftest import golden
 
+COMPILE = [lambda function: function, tf.function, functools.partial(tf.function, jit_compile=True)]
 
-def test_apply_patches_equals_the_original():
+
+@pytest.mark.parametrize("compile_", COMPILE)
+def test_apply_patches_equals_the_original(compile_):
     z = golden("patch_application")
     offsets = np.stack([z["row_offset"], z["col_offset"]], axis=-1).astype(np.int32)
-    np.testing.assert_array_equal(apply_patches(z["images"], z["patches"], offsets), z["patched"])
+    np.testing.assert_array_equal(compile_(apply_patches)(z["images"], z["patches"], offsets), z["patched"])
 
 
 @pytest.mark.parametrize(("patch_shape", "offset"), [((2, 3), (0, 0)), ((2, 3), (3, 4)), ((5, 7), (0, 0)), ((1, 1), (4, 6))])
@@ -37,13 +41,14 @@ def test_apply_patches_reaches_every_position(patch_shape, offset):
     assert np.count_nonzero(patched) == patches.size
 
 
-def test_apply_patches_has_the_gradients_of_copying():
+@pytest.mark.parametrize("compile_", COMPILE)
+def test_apply_patches_has_the_gradients_of_copying(compile_):
     rng = np.random.default_rng(0)
     images, patches = tf.constant(rng.random((2, 5, 5, 3), np.float32)), tf.constant(rng.random((2, 2, 3, 3), np.float32))
     upstream = rng.random((2, 5, 5, 3), np.float32)
     with tf.GradientTape() as tape:
         tape.watch([images, patches])
-        total = tf.reduce_sum(apply_patches(images, patches, [[1, 2], [3, 0]]) * upstream)
+        total = tf.reduce_sum(compile_(apply_patches)(images, patches, tf.constant([[1, 2], [3, 0]])) * upstream)
     to_images, to_patches = tape.gradient(total, [images, patches])
     np.testing.assert_array_equal(to_patches, [upstream[0, 1:3, 2:5], upstream[1, 3:5, 0:3]])
     upstream[0, 1:3, 2:5] = upstream[1, 3:5, 0:3] = 0
