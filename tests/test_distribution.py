@@ -26,6 +26,7 @@ from mat.data.tiny_imagenet import shared_validation_dataset, train_dataset
 from mat.distribution import strategy as strategies
 from mat.distribution import tf_config, workers
 from mat.distribution.replicas import FILLING, Replicas
+from mat.results.events import read_values
 from mat.seeds import generator
 from tests.conftest import GOLDEN, trainer_of, write_tiny_split
 
@@ -207,62 +208,67 @@ class Workers:
         outputs = [process.communicate(timeout=300)[0] for process in self.processes]
         return [process.returncode for process in self.processes], outputs
 
+    def wait_for_checkpoint(self, directory):
+        """Until the run is in the middle of its first epoch."""
+        while not list((directory / "checkpoints").glob("ckpt-[3-9].index")):
+            assert all(process.poll() is None for process in self.processes), self.wait()
+            time.sleep(0.01)
+
 
 def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_config, tmp_path):
     """Batches of eight, which three workers cannot share evenly, and thirteen validation images."""
     write_tiny_split(tmp_path / "data", "validation", np.arange(13) % 4)
-    keys = {"n_epochs": 3, "n_patch_trials": 3, "initial_lr": 1e-3, "optimizer": UNTARGETED, "robust_evaluation": "quick"}
-    config = tiny_config(**keys, evaluation=EVALUATION, checkpoint_every_minutes=0.001)
-    config.to_yaml(tmp_path / "config.yaml")
-    results = tmp_path / "results"
-    killed = Workers(3, tmp_path / "config.yaml", "--set", "unique_name=killed")
-    checkpoints = results / "killed" / "checkpoints"
-    while not list(checkpoints.glob("ckpt-[3-9].index")):
-        assert all(process.poll() is None for process in killed.processes)
-        time.sleep(0.01)
+    keys = {"n_epochs": 3, "n_stacks": 1, "initial_lr": 1e-3, "optimizer": UNTARGETED, "evaluation": EVALUATION}
+    config = tiny_config(**keys, checkpoint_every_minutes=0.001)
+    path, results = tmp_path / "config.yaml", tmp_path / "results"
+    config.to_yaml(path)
+
+    killed = Workers(3, path, "--set", "unique_name=killed")
+    killed.wait_for_checkpoint(results / "killed")
     killed.processes[1].kill()
     at = time.monotonic()
     statuses, outputs = killed.wait()
-    assert statuses == [4, -signal.SIGKILL, 4]
+    assert statuses == [4, -signal.SIGKILL, 4], outputs
     assert time.monotonic() - at < 60
     for output in (outputs[0], outputs[2]):
         assert re.search(r"mat-train: worker \d of 3 .*: worker \d \(localhost:\d+\) does not answer any more.* --resume$", output.strip())
-    shutil.copytree(results / "killed", results / "by_one")
-    stopped = Workers(2, tmp_path / "config.yaml", "--set", "unique_name=two")
-    while not list((results / "two" / "checkpoints").glob("ckpt-[3-9].index")):
-        assert all(process.poll() is None for process in stopped.processes)
-        time.sleep(0.01)
+    shutil.copytree(results / "killed", results / "resumed_by_one")
+
+    stopped = Workers(2, path, "--set", "unique_name=two")
+    stopped.wait_for_checkpoint(results / "two")
     stopped.processes[1].terminate()
     statuses, outputs = stopped.wait()
     assert statuses == [128 + signal.SIGTERM] * 2, outputs
     assert "all of it is saved" in outputs[0]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        starts = [
-            (3, "--resume", "--set", "unique_name=killed"),
-            (3, "--set", "unique_name=undisturbed"),
-            (2, "--resume", "--set", "unique_name=two"),
-        ]
-        for statuses, outputs in pool.map(lambda start: Workers(start[0], tmp_path / "config.yaml", *start[1:]).wait(), starts):
-            assert statuses == [0] * len(statuses), outputs
-            assert all(len(output.splitlines()) == 3 for output in outputs[1:]), outputs  # only the chief tells more
 
-    trainer_of(config.replace(unique_name="one")).fit()
-    trainer_of(config.replace(unique_name="by_one"), resume=True).fit()
-    one, undisturbed = outcome(results / "one"), outcome(results / "undisturbed")
-    for name, value in outcome(results / "killed")[0].items():
-        np.testing.assert_array_equal(value, undisturbed[0][name], name)
-    for name in ("undisturbed", "killed", "two", "by_one"):
-        arrays, *rest = outcome(results / name)
-        assert rest == one[1:], name
+    for n_workers, name, *flags in [
+        (3, "killed", "--resume"),
+        (3, "undisturbed"),
+        (2, "two", "--resume", "--set", "robust_evaluation=quick"),
+    ]:
+        statuses, outputs = Workers(n_workers, path, "--set", f"unique_name={name}", *flags).wait()
+        assert statuses == [0] * n_workers, outputs
+        assert all(len(output.splitlines()) == 3 for output in outputs[1:]), outputs  # the chief tells the rest
+    trainer_of(config.replace(unique_name="one", robust_evaluation="quick")).fit()
+    trainer_of(config.replace(unique_name="resumed_by_one"), resume=True).fit()
+
+    one = outcome(results / "one")
+    for name in ("undisturbed", "killed", "two", "resumed_by_one"):
+        arrays = outcome(results / name)
         for key, value in arrays.items():
-            assert np.linalg.norm(value - one[0][key]) < 1e-5 * max(np.linalg.norm(one[0][key]), 1.0), (name, key)
+            assert np.linalg.norm(value - one[key]) < 1e-5 * max(np.linalg.norm(one[key]), 1.0), (name, key)
+    for key, value in outcome(results / "killed").items():
+        np.testing.assert_array_equal(value, outcome(results / "undisturbed")[key], key)
+    examples = [next((results / name).glob("*_quick_evaluation/examples.csv")).read_text("utf-8") for name in ("one", "two")]
+    assert examples[0] == examples[1]
 
 
 def outcome(directory):
-    """Weights and bank of a run, its log, and its robust accuracy with all predictions."""
+    """Weights, bank and logged metrics of a run."""
     arrays = dict(np.load(directory / "patches.npz"))
     with h5py.File(directory / "tiny_imagenet_weights_002.h5") as file:
         file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    (report,) = directory.glob("*_evaluation/report.json")
-    headline = json.loads(report.read_text("utf-8"))["headline"]
-    return arrays, (directory / "log.csv").read_text("utf-8"), headline, report.with_name("examples.csv").read_text("utf-8")
+    for tag in ("train/loss", "train/accuracy", "validation/accuracy"):
+        arrays[tag] = np.array(list(read_values(directory / "events", tag).values()))
+        assert arrays[tag].shape == (3,)
+    return arrays

@@ -125,7 +125,7 @@ def test_random_draws_after_loading_a_network_are_those_without_it(tmp_path):
 
 def test_interruption_leaves_the_process_usable_and_the_run_resumable(tiny_config, monkeypatch):
     config, interrupted, handler = tiny_config(n_epochs=1), [], signal.getsignal(signal.SIGINT)
-    stop_if_asked = Trainer._stop_if_asked
+    stop_if_asked = Trainer._save_or_stop
 
     def interrupt(trainer):
         if not interrupted:
@@ -133,7 +133,7 @@ def test_interruption_leaves_the_process_usable_and_the_run_resumable(tiny_confi
             os.kill(os.getpid(), signal.SIGINT)
         stop_if_asked(trainer)
 
-    monkeypatch.setattr(Trainer, "_stop_if_asked", interrupt)
+    monkeypatch.setattr(Trainer, "_save_or_stop", interrupt)
     with pytest.raises(KeyboardInterrupt, match="step 1 of 4; all of it is saved"):
         mat.train(config)
     assert signal.getsignal(signal.SIGINT) is handler
