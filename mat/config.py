@@ -166,8 +166,7 @@ class PatchTrainingConfig(Section):
     )
     distribution: Changeable[Literal["auto", "none", "mirrored", "multi_worker"]] = key(
         "auto",
-        "what shares each batch: one device (none), all GPUs of the machine (mirrored), the processes that TF_CONFIG names "
-        "(multi_worker), or what there is (auto)",
+        "what shares each batch: all GPUs (mirrored), the processes in TF_CONFIG (multi_worker), what there is (auto), nothing (none)",
     )
     log_every_steps: Changeable[int | None] = key(
         None, "steps between TensorBoard's loss and accuracy of single steps; null gives a run about 1,000 of them", ge=1

@@ -120,9 +120,11 @@ class TrainingStep(tf.Module):
     def _train_on_replica(self, images, labels):
         """A replica's part of the step: its share of the sums, and then, by the sums over all replicas, the same updates as the others."""
         *sums, attacked, statistics = self._share_of_step(images, labels)
-        (loss, accuracy, gradients), attacked = sum_over_replicas((sums, [in_place(share) for share in attacked]))
+        attacked = [in_place(tf.cast(share, tf.float32)) for share in attacked]  # indices too: one type is one collective
+        (loss, accuracy, gradients), attacked = sum_over_replicas((sums, attacked))
         attacked = [whole[: self._batch_size(images)] for whole in attacked]  # without what fills up the last shares
-        statistics |= mean_over_replicas({i: value for i, value in statistics.items() if value.dtype.is_floating})
+        if means := {i: value for i, value in statistics.items() if value.dtype.is_floating}:  # else counters, the same on all replicas
+            statistics |= mean_over_replicas(means)
         return self._updates(loss, accuracy, gradients, attacked, statistics)
 
     def _batch_size(self, images):
@@ -230,7 +232,8 @@ class TrainingStep(tf.Module):
 
         def update():
             if self.bank is not None:
-                self.bank.update(*attacked, self.patch_lr)
+                refined, indices = attacked
+                self.bank.update(refined, tf.cast(indices, tf.int64), self.patch_lr)
             self.optimizer.apply(gradients)
             for i, value in statistics.items():
                 assign_copy(self.model.non_trainable_variables[i].value, value)

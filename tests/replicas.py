@@ -32,7 +32,7 @@ def main(config_path: str, n_devices: int, output: str) -> None:
 
     def attack(images, labels):
         _, *attacked, offsets = run.step.attack(images, labels)
-        shares = (*attacked, tf.cast(offsets, tf.int64))
+        shares = [tf.cast(share, tf.float32) for share in (*attacked, offsets)]
         return [whole[: config.batch_size] for whole in sum_over_replicas([in_place(share) for share in shares])]
 
     attack_everywhere = tf.function(lambda *batch: run_everywhere(strategy, attack, *batch), autograph=False)

@@ -125,13 +125,13 @@ def test_random_draws_after_loading_a_network_are_those_without_it(tmp_path):
 
 def test_interruption_leaves_the_process_usable_and_the_run_resumable(tiny_config, monkeypatch):
     config, interrupted, handler = tiny_config(n_epochs=1), [], signal.getsignal(signal.SIGINT)
-    stop_if_asked = Trainer._save_or_stop
+    save_or_stop = Trainer._save_or_stop
 
-    def interrupt(trainer):
+    def interrupt(trainer, **keys):
         if not interrupted:
             interrupted.append(int(trainer.run.step.step))
             os.kill(os.getpid(), signal.SIGINT)
-        stop_if_asked(trainer)
+        save_or_stop(trainer, **keys)
 
     monkeypatch.setattr(Trainer, "_save_or_stop", interrupt)
     with pytest.raises(KeyboardInterrupt, match="step 1 of 4; all of it is saved"):

@@ -64,22 +64,13 @@ def in_place(share: tf.Tensor, axis: int = 0) -> tf.Tensor:
 
 
 def sum_over_replicas(values: Any) -> Any:
-    """The sums of tensors over all replicas, in the structure that they come in; called by every replica."""
-    return _all_reduce(tf.distribute.ReduceOp.SUM, values)
+    """The sums over all replicas of tensors of one type, in the structure that they come in; called by every replica."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def mean_over_replicas(values: Any) -> Any:
     """As `sum_over_replicas`, the means."""
-    return _all_reduce(tf.distribute.ReduceOp.MEAN, values)
-
-
-def _all_reduce(operation, values):
-    context, flat = tf.distribute.get_replica_context(), tf.nest.flatten(values)
-    for dtype in dict.fromkeys(value.dtype for value in flat):  # a call takes tensors of one type
-        chosen = [i for i, value in enumerate(flat) if value.dtype == dtype]
-        for i, reduced in zip(chosen, context.all_reduce(operation, [flat[i] for i in chosen]), strict=True):
-            flat[i] = reduced
-    return tf.nest.pack_sequence_as(values, flat)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
 
 def assign_copy(variable: tf.Variable, value: tf.Tensor) -> None:

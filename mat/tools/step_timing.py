@@ -53,14 +53,14 @@ def bare_convolutions(model: keras.Model, batch_size: int, dtype: str) -> list[t
     return convolutions
 
 
-def passes(n_layers: int, n_trials: int, n_iterations: int) -> list[int]:
-    """How many forward passes the work of each of a model's convolutions in a step is worth.
+def passes(n_layers: int, n_trials: int, n_iterations: int) -> list[tuple[int, int]]:
+    """How many forward passes the work of each of a model's convolutions in a step is worth: in SELECT and I-FGSM, and in OPT.
 
-    Forward F + K + 1, input gradient K + 1 (K in the first layer, as OPT needs none there), weight gradient 1; no forward pass for
-    SELECT with F = 1, which evaluates nothing. F = K = 0 in plain training.
+    Forward F + K and 1, input gradient K and 1 (0 in the first layer, as OPT needs none there), weight gradient 1 in OPT; no forward pass
+    for SELECT with F = 1, which evaluates nothing. F = K = 0 in plain training.
     """
-    forward = (0 if n_trials == 1 else n_trials) + n_iterations + 1
-    return [forward + n_iterations + (i > 0) + 1 for i in range(n_layers)]
+    attack = (0 if n_trials == 1 else n_trials) + 2 * n_iterations
+    return [(attack, 2 + (i > 0)) for i in range(n_layers)]
 
 
 def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool = False, profile: str | None = None) -> dict[str, Any]:
@@ -72,7 +72,6 @@ def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool =
         breakdown: also time the parts of the step.
         profile: a directory for a TensorFlow profile of one step.
     """
-    n_passes = (config.n_patch_trials, config.optimizer.n_iterations) if config.n_patches else (0, 0)
     configure(precision=config.precision, deterministic=config.deterministic)
     model, bank, batch = create_model(config), noise_bank(config), noise_batch(config, config.batch_size)
     small = Stopwatch(noise_step(config.replace(batch_size=1), model, bank).train_on_batch, *noise_batch(config, 1))
@@ -82,23 +81,32 @@ def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool =
     memory = peak_memory()  # before more is made that a training run does not hold
     plain_step = noise_step(config, model, None)
     plain = Stopwatch(plain_step.train_on_batch, *batch)
-    convolutions = bare_convolutions(model, config.batch_size, config.dtype)
+    convolutions = attacked = bare_convolutions(model, config.batch_size, config.dtype)
+    if step.twin is not None:
+        attacked = bare_convolutions(model, config.batch_size, step.twin.network.dtype_policy.name)
     with ProgressLine(repeats, "measuring the step") as line:
         for done in range(1, repeats + 1):
-            for watch in {watch for *_, watch in convolutions}:
+            for watch in {watch for *_, watch in (*convolutions, *attacked)}:
                 watch.measure(n_calls=3)
             mat.measure()
             plain.measure()
             line.show(done, f"{done}/{repeats}")
     if max(int(step.failed_step.numpy()), int(plain_step.failed_step.numpy())) >= 0:
         raise NonFiniteLossError("the loss became NaN or infinite, so that no whole step was timed. Try precision: float32")
+    n_passes = passes(len(convolutions), *((config.n_patch_trials, config.optimizer.n_iterations) if config.n_patches else (0, 0)))
     layers = [
-        {**found, "seconds": watch.median, "gflops": gflop / watch.median, "forward_equivalents": n}
-        for (found, gflop, watch), n in zip(convolutions, passes(len(convolutions), *n_passes), strict=True)
+        {
+            **found,
+            "seconds": watch.median,
+            "gflops": gflop / watch.median,
+            "attack_seconds": attack_watch.median,
+            "forward_equivalents": sum(n),
+        }
+        for (found, gflop, watch), (*_, attack_watch), n in zip(convolutions, attacked, n_passes, strict=True)
     ]
     result = {"repeats": repeats, "convolutions": layers, "all_step_seconds": mat.seconds, "all_plain_step_seconds": plain.seconds}
     result |= {"peak_memory_bytes": memory, "first_step_seconds": small.first_seconds - small.median}
-    result |= _rates(config.batch_size, mat.median, plain.median, layers)
+    result |= _rates(config.batch_size, mat.median, plain.median, layers, n_passes)
     if breakdown:
         result["breakdown"] = measure_parts(step, batch, repeats) | {"OPT": plain.median}
     if profile is not None:
@@ -108,7 +116,7 @@ def measure_step(config: PatchTrainingConfig, repeats: int, *, breakdown: bool =
     return result
 
 
-def _rates(batch_size, step_seconds, plain_seconds, layers):
+def _rates(batch_size, step_seconds, plain_seconds, layers, n_passes):
     """Rates and ratios of the MAT and the plain step, beside the convolutions alone, which an own network has none of."""
     rates = {
         "step_seconds": step_seconds,
@@ -118,8 +126,8 @@ def _rates(batch_size, step_seconds, plain_seconds, layers):
     }
     if not layers:
         return rates
-    bound = sum(layer["seconds"] * layer["forward_equivalents"] for layer in layers)
-    plain_bound = sum(layer["seconds"] * n for n, layer in zip(passes(len(layers), 0, 0), layers, strict=True))
+    plain_bound = sum(layer["seconds"] * n for (_, n), layer in zip(n_passes, layers, strict=True))
+    bound = plain_bound + sum(layer["attack_seconds"] * n for (n, _), layer in zip(n_passes, layers, strict=True))
     gflop = sum(layer["gflops"] * layer["seconds"] * layer["forward_equivalents"] for layer in layers)
     return rates | {
         "conv_bound_seconds": bound,
