@@ -13,6 +13,7 @@ import sys
 import time
 
 import h5py
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,7 +27,11 @@ from mat.data.tiny_imagenet import shared_validation_dataset, train_dataset
 from mat.distribution import strategy as strategies
 from mat.distribution import tf_config, workers
 from mat.distribution.replicas import FILLING, Replicas
+from mat.models.own_network_checks import check_trainable
 from mat.results.events import read_values
+from mat.results.run_directory import FollowerDirectory
+from mat.robustness.store import ReportDirectory
+from mat.run import build_run
 from mat.seeds import generator
 from tests.conftest import GOLDEN, trainer_of, write_tiny_split
 
@@ -153,6 +158,59 @@ def test_a_lost_worker_is_named_and_other_errors_are_not_taken_for_one(monkeypat
         fail("the disk is gone")
 
 
+@pytest.mark.parametrize(("rows", "worker"), [([[1, 2], [1, 2], [1, 2], [1, 3]], 1), ([[1, 2], [1, 2], [1, 2], [1, 2]], None)])
+def test_workers_that_differ_are_told(monkeypatch, rows, worker):
+    """Two workers of two replicas each."""
+    monkeypatch.setattr(workers, "n_workers", lambda _: 2)
+    monkeypatch.setattr(workers, "_table", lambda *_: np.array(rows))
+    if worker is None:
+        workers.check_same(None, {"config": "a", "data": "b"})
+    else:
+        with pytest.raises(UserError, match=f"^worker {worker} has another data than worker 0"):
+            workers.check_same(None, {"config": "a", "data": "b"})
+
+
+def test_workers_other_than_the_chief_write_nothing(tiny_config, tmp_path):
+    run = build_run(tiny_config())
+    follower = FollowerDirectory(tmp_path / "run", resume_config=tmp_path / "config.yaml")
+    with follower.opened():
+        follower.save_config(run.config, comment="x")
+        follower.write_log([])
+        follower.write_events({"epoch": 0.0}, loss=1.0)
+        follower.write_step(1, loss=1.0)
+        follower.save_class_names(["a"])
+        follower.save_weights(run.model, 0)
+        follower.save_network(run.model)
+        follower.remove_network()
+        follower.save_bank(run.bank, 0)
+        follower.save_checkpoint(run.state, n_bytes=1, ending=True)
+    assert not (tmp_path / "run").exists()
+    assert int(run.state.save_counter) == 1  # as on the chief
+    assert follower.resume_command == f"python mat/train.py {tmp_path}/config.yaml --resume"
+    report = ReportDirectory(tmp_path / "report", {"seed": 0}, writes=False)
+    report.create()
+    report.save("name", patch=np.zeros(1))
+    report.write_report({"report.json": b"{}"})
+    assert not (tmp_path / "report").exists()
+
+
+def test_batch_normalization_over_shares_is_told_and_over_replicas_refused(tiny_config, monkeypatch, capsys):
+    for normalization, told in (("batch", True), ("strip", False)):
+        run = build_run(tiny_config(normalization=normalization, unique_name=normalization))
+        run.print_plan()
+        assert "replicas" not in capsys.readouterr().out
+        monkeypatch.setattr("mat.run.describe_strategy", lambda _: "2 replicas that share each batch")
+        run.print_plan()
+        output = capsys.readouterr().out
+        monkeypatch.undo()
+        assert "; 2 replicas that share each batch" in output
+        assert ("batch normalization is over a share: results depend on the number of replicas" in output) is told
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization(synchronized=True)])
+    check_trainable(model, "net", 1)
+    with pytest.raises(UserError, match=r"^net: has layers with synchronized=True.* distribution: none"):
+        check_trainable(model, "net", 2)
+
+
 def test_replicas_of_one_process_give_the_run_of_one_device(tmp_path):
     """The golden weights, ten steps: draws and selections exactly, the rest within 1e-5; an evaluation to the bit."""
     rng = np.random.default_rng(0)
@@ -173,7 +231,7 @@ def test_replicas_of_one_process_give_the_run_of_one_device(tmp_path):
         one, *others = pool.map(train, [0, 2, 4])
     assert one["indices"].shape == (10, 8)
     for other in others:
-        for name in ("indices", "offsets", "fitted", "losses", "predictions"):
+        for name in {"indices", "offsets", "fitted", "losses", "predictions"} & other.keys():
             np.testing.assert_array_equal(other[name], one[name], name)
         for name in ("bank", "weights", "rows"):
             assert np.linalg.norm(other[name] - one[name]) < 1e-5 * np.linalg.norm(one[name]), name

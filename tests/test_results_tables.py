@@ -184,7 +184,9 @@ def test_runs_differ_from_mat_in_what_they_are_named_for():
     }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "results").glob("*.yaml")}), ids=lambda path: path.stem
+)
 def test_configs_that_come_with_the_program_load(path):
     assert PatchTrainingConfig.from_yaml(path, ["data_dir=nowhere", "n_classes=10"])
 
