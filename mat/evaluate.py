@@ -143,7 +143,10 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.model:
         load_tensorflow()
     given = {name: getattr(arguments, name) for name in ("bank", "patches_from", "patches", "resume")}
-    evaluate_network(config, weights, directory, sure_of_range=arguments.input_range is not None, **given)
+    from mat.distribution.workers import report_lost_workers
+
+    with report_lost_workers("See what it says, and run the same command with --resume on all of them"):
+        evaluate_network(config, weights, directory, sure_of_range=arguments.input_range is not None, **given)
 
 
 def evaluate_network(
@@ -175,16 +178,14 @@ def evaluate_network(
     from mat.cli.devices import configure
     from mat.data.splits import class_names, read_splits
     from mat.distribution.strategy import make_strategy
-    from mat.distribution.workers import report_lost_workers
     from mat.models import create_model, load_weights
     from mat.models.own_network import wrap_model
     from mat.robustness.input_range import check_input_range
     from mat.robustness.measure import measure_robustness
 
     if model is not None:
-        config = config.replace(distribution="none")  # its variables are on one device
-    with report_lost_workers():
-        strategy = make_strategy(config.distribution)
+        config = config.replace(distribution="none")  # a model in memory is this process's own
+    strategy = make_strategy(config.distribution)
     configure(precision=config.precision, deterministic=config.deterministic)
     if model is None:
         with strategy.scope():
@@ -201,9 +202,8 @@ def evaluate_network(
         splits = read_splits(config.dataset, config.data_dir, n_classes=config.n_classes, max_bad_records=config.bad_records_allowed)
         if weights is not None:
             warn_of_other_classes(weights, class_names(config.data_dir, config.n_classes))
-    with report_lost_workers():
-        check_input_range(config, model, splits[1], sure=sure_of_range)
-        return measure_robustness(config, model, splits, directory, weights=weights, bank=bank, **options)
+    check_input_range(config, model, splits[1], sure=sure_of_range)
+    return measure_robustness(config, model, splits, directory, weights=weights, bank=bank, **options)
 
 
 def warn_of_other_classes(weights: pathlib.Path, names: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from mat.distribution.strategy import describe_strategy, distribute, is_chief, m
 from mat.distribution.workers import check_same, report_lost_workers
 from mat.models import create_model, load_weights
 from mat.models.kernels import random_states
-from mat.models.own_network_checks import check_trainable
+from mat.models.own_network_checks import check_shareable, check_trainable
 from mat.models.prepared import all_layers
 from mat.models.twin import Twin
 from mat.models.weights import git_blob
@@ -172,7 +172,8 @@ def build_run(
     configure(precision=config.precision, deterministic=config.deterministic)
     with report_device_errors(lambda: memory_advice(config, results)), report_lost_workers(), strategy.scope():
         model = create_model(config)
-        check_trainable(model, config.network, strategy.num_replicas_in_sync)
+        check_trainable(model, config.network)
+        check_shareable(model, config.network, n_replicas=strategy.num_replicas_in_sync, batch_size=config.batch_size)
         if config.initial_weights is not None and earlier is None:
             load_weights(model, config.initial_weights)
         train_records, validation_records = read_splits(
@@ -205,7 +206,8 @@ def build_run(
 
 def _check_workers(strategy: tf.distribute.Strategy, config: PatchTrainingConfig, record: RunRecord, step: int) -> None:
     """Refuse to train where workers would not train the same: with other configs, data or versions, or from other checkpoints."""
-    facts = {"config": json.dumps(config.fixed_values()), "data": record.data_sha256, "network file": str(record.network_git_blob)}
+    values = config.to_values() | dict.fromkeys(("base_result_dir", "unique_name", "data_dir"))  # places may be others
+    facts = {"config": json.dumps(values), "data": record.data_sha256, "network file": str(record.network_git_blob)}
     check_same(strategy, facts | {"version": json.dumps(record.versions), "checkpoint": f"{step} {json.dumps(record.rows)}"})
 
 

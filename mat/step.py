@@ -15,7 +15,7 @@ from mat.attack import i_fgsm
 from mat.distribution.replicas import (
     add_to_copy,
     assign_copy,
-    in_place,
+    at_own_place,
     mean_over_replicas,
     n_replicas,
     own_rows,
@@ -31,7 +31,7 @@ from mat.seeds import fold_in, stream_seed
 
 
 class TrainingStep(tf.Module):
-    """SELECT, I-FGSM, REPTILE and OPT in one `tf.function`, `train_on_batch(images, labels)`, with the state that they change.
+    """SELECT, I-FGSM, REPTILE and OPT in one call, `train_on_batch(images, labels)`, with the state that they change.
 
     Args:
         model: images [B, H, W, 3] -> logits [B, n_classes].
@@ -120,7 +120,7 @@ class TrainingStep(tf.Module):
     def _train_on_replica(self, images, labels):
         """A replica's part of the step: its share of the sums, and then, by the sums over all replicas, the same updates as the others."""
         *sums, attacked, statistics = self._share_of_step(images, labels)
-        attacked = [in_place(tf.cast(share, tf.float32)) for share in attacked]  # indices too: one type is one collective
+        attacked = [at_own_place(tf.cast(share, tf.float32)) for share in attacked]  # indices too: one type is one collective
         (loss, accuracy, gradients), attacked = sum_over_replicas((sums, attacked))
         attacked = [whole[: self._batch_size(images)] for whole in attacked]  # without what fills up the last shares
         if means := {i: value for i, value in statistics.items() if value.dtype.is_floating}:  # else counters, the same on all replicas

@@ -101,6 +101,7 @@ class Trainer:
             print_summary(config, accuracies, weights=results.weights_path(config.n_epochs - 1), robust=robust, seconds=seconds)
         return TrainingResult(run.model, results.path, accuracies[first_epoch:], report)
 
+    @report_lost_workers()
     def dry_run(self) -> None:
         """Print the plan of the run, and from two steps and a batch of validation what is left of it will take; nothing is written.
 
@@ -164,10 +165,10 @@ class Trainer:
             for logged in range(-first % run.log_every_steps, len(losses), run.log_every_steps):
                 self._check_finite()  # nothing is logged of a step that was not made
                 run.results.write_step(first + logged, loss=float(losses[logged]), accuracy=float(accuracies[logged]))
-            if progress.due(n_done):
-                self._check_finite()
+            due = progress.due(n_done)
+            self._save_or_stop(save=time.monotonic() - self._saved_at >= 60 * run.config.checkpoint_every_minutes, check=due)
+            if due:
                 progress.update(n_done, *step.metrics())
-            self._save_or_stop(save=time.monotonic() - self._saved_at >= 60 * run.config.checkpoint_every_minutes)
         self._check_finite()
 
     def _finish_epoch(self, epoch: int, progress: TrainingProgress) -> None:
@@ -255,9 +256,14 @@ class Trainer:
         self._saved_at = time.monotonic()
         return path
 
-    def _save_or_stop(self, *, save: bool = False) -> None:
-        """Write a checkpoint if `save`, and end the run if a stop signal came: to this worker or any other, at the same points in each."""
-        save, stop = any_worker(self.run.strategy, [save, bool(self._stop.received)])
+    def _save_or_stop(self, *, save: bool = False, check: bool = False) -> None:
+        """Write a checkpoint if `save`, `check` that all steps were finite, and end the run if a stop signal came.
+
+        What one worker asks for all of them do, at the same points of the run.
+        """
+        save, check, stop = any_worker(self.run.strategy, [save, check, bool(self._stop.received)])
+        if check:
+            self._check_finite()
         if save or stop:
             self._save(ending=stop)
         if stop:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import mat.run
 from mat.config import PatchTrainingConfig
-from mat.distribution.replicas import in_place, sum_over_replicas
+from mat.distribution.replicas import at_own_place, sum_over_replicas
 from mat.distribution.strategy import run_everywhere
 from mat.models import create_model
 from mat.robustness.universal import UniversalAttacks
@@ -33,7 +33,7 @@ def main(config_path: str, n_devices: int, output: str) -> None:
     def attack(images, labels):
         _, *attacked, offsets = run.step.attack(images, labels)
         shares = [tf.cast(share, tf.float32) for share in (*attacked, offsets)]
-        return [whole[: config.batch_size] for whole in sum_over_replicas([in_place(share) for share in shares])]
+        return [whole[: config.batch_size] for whole in sum_over_replicas([at_own_place(share) for share in shares])]
 
     attack_everywhere = tf.function(lambda *batch: run_everywhere(strategy, attack, *batch), autograph=False)
 

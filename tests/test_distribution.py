@@ -27,7 +27,7 @@ from mat.data.tiny_imagenet import shared_validation_dataset, train_dataset
 from mat.distribution import strategy as strategies
 from mat.distribution import tf_config, workers
 from mat.distribution.replicas import FILLING, Replicas
-from mat.models.own_network_checks import check_trainable
+from mat.models.own_network_checks import check_shareable
 from mat.results.events import read_values
 from mat.results.run_directory import FollowerDirectory
 from mat.robustness.store import ReportDirectory
@@ -206,9 +206,12 @@ def test_batch_normalization_over_shares_is_told_and_over_replicas_refused(tiny_
         assert "; 2 replicas that share each batch" in output
         assert ("batch normalization is over a share: results depend on the number of replicas" in output) is told
     model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization(synchronized=True)])
-    check_trainable(model, "net", 1)
+    plain = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization()])
+    check_shareable(model, "net", n_replicas=1, batch_size=8)
+    with pytest.raises(UserError, match=r"^batch_size: 8 is not shared evenly by 3 replicas.* Set batch_size: 6, or distribution: none"):
+        check_shareable(plain, "net", n_replicas=3, batch_size=8)
     with pytest.raises(UserError, match=r"^net: has layers with synchronized=True.* distribution: none"):
-        check_trainable(model, "net", 2)
+        check_shareable(model, "net", n_replicas=2, batch_size=8)
 
 
 def test_replicas_of_one_process_give_the_run_of_one_device(tmp_path):
@@ -277,7 +280,7 @@ def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_
     """Batches of eight, which three workers cannot share evenly, and thirteen validation images."""
     write_tiny_split(tmp_path / "data", "validation", np.arange(13) % 4)
     keys = {"n_epochs": 3, "n_stacks": 1, "initial_lr": 1e-3, "optimizer": UNTARGETED, "evaluation": EVALUATION}
-    config = tiny_config(**keys, checkpoint_every_minutes=0.001)
+    config = tiny_config(**keys, checkpoint_every_minutes=0.001, steps_per_call=2)
     path, results = tmp_path / "config.yaml", tmp_path / "results"
     config.to_yaml(path)
 
@@ -307,7 +310,7 @@ def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_
         statuses, outputs = Workers(n_workers, path, "--set", f"unique_name={name}", *flags).wait()
         assert statuses == [0] * n_workers, outputs
         assert all(len(output.splitlines()) == 3 for output in outputs[1:]), outputs  # the chief tells the rest
-    trainer_of(config.replace(unique_name="one", robust_evaluation="quick")).fit()
+    trainer_of(config.replace(unique_name="one", robust_evaluation="quick", steps_per_call=1)).fit()
     trainer_of(config.replace(unique_name="resumed_by_one"), resume=True).fit()
 
     one = outcome(results / "one")

@@ -83,15 +83,8 @@ def validation_dataset(records: Records, *, batch_size: int, n_classes: int, ima
     Of an image that is not square, it is the square in the middle. With `cached` the decoded images stay in memory from the first pass
     on, if they take less than 1 GiB.
     """
-    images = tf.data.Dataset.from_tensor_slices(records.images).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    if cached and 3 * int(records.sizes.prod(axis=1).sum()) < _CACHE_BYTES:
-        images = images.cache()
-    some_larger = bool(np.any(records.sizes > image_size))
-    images = images.map(lambda image: validation_image(image, image_size, some_larger=some_larger), tf.data.AUTOTUNE)
-    batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(records.labels)).batch(
-        batch_size, drop_remainder=len(records.labels) % batch_size == 0
-    )
-    return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
+    examples = np.arange(len(records.labels))
+    return _validation_batches(records, examples, batch_size=batch_size, n_classes=n_classes, image_size=image_size, cached=cached)
 
 
 def shared_validation_dataset(
@@ -101,9 +94,22 @@ def shared_validation_dataset(
     n_batches = -(-len(records.labels) // batch_size)
     numbers = np.pad(np.arange(len(records.labels)), (0, n_batches * batch_size - len(records.labels)), constant_values=FILLING)
     shares = replicas.shares_of(numbers.reshape(n_batches, batch_size))
-    shared = records.take(np.maximum(shares.ravel(), 0))
-    shared = shared._replace(labels=np.where(shares.ravel() == FILLING, FILLING, shared.labels))  # which has no one-hot label
-    return validation_dataset(shared, batch_size=shares.shape[1], n_classes=n_classes, image_size=image_size, cached=True)
+    sizes = {"batch_size": shares.shape[1], "n_classes": n_classes, "image_size": image_size}
+    return _validation_batches(records, shares.ravel(), cached=True, **sizes)
+
+
+def _validation_batches(records, examples, *, batch_size, n_classes, image_size, cached):
+    """Batches of the examples of these numbers; any image with a label of zeros in place of `FILLING`."""
+    images = tf.data.Dataset.from_tensor_slices(np.maximum(examples, 0))
+    images = images.map(lambda i: decode(tf.gather(records.images, i)), num_parallel_calls=tf.data.AUTOTUNE)
+    if cached and 3 * int(records.sizes.prod(axis=1).sum()) < _CACHE_BYTES:
+        images = images.cache()
+    some_larger = bool(np.any(records.sizes > image_size))
+    images = images.map(lambda image: validation_image(image, image_size, some_larger=some_larger), tf.data.AUTOTUNE)
+    labels = np.where(examples == FILLING, FILLING, records.labels[examples])  # which has no one-hot label
+    batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels))
+    batches = batches.batch(batch_size, drop_remainder=len(examples) % batch_size == 0)
+    return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
 
 
 def initial_images(records: Records, targets: np.ndarray, *, targeted: bool, image_size: int, seed: int) -> tf.data.Dataset:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-FILLING = -1  # in place of the number of an example: any image, which counts nowhere
+FILLING = -1  # in place of the number of an example: any image, which counts neither in losses nor in accuracies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def own_rows(values: tf.Tensor, axis: int = 0) -> tf.Tensor:
     return tf.slice(values, begin, size)
 
 
-def in_place(share: tf.Tensor, axis: int = 0) -> tf.Tensor:
+def at_own_place(share: tf.Tensor, axis: int = 0) -> tf.Tensor:
     """This replica's share along an axis at its place among those of all replicas, zeros elsewhere: summed over them, all shares."""
     shape = [*share.shape]
     begin, others = replica_number() * shape[axis], (n_replicas() - 1) * shape[axis]

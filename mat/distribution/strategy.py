@@ -4,6 +4,8 @@ A worker is a process; it has a replica for each of its GPUs, or one on the CPU.
 """
 
 import functools
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +45,7 @@ def _make_strategy(distribution, cluster):
     if distribution == "mirrored":
         return tf.distribute.MirroredStrategy()
     console.print(f"{cluster.name}: waiting for the others")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.UnknownError as error:
@@ -50,6 +53,8 @@ def _make_strategy(distribution, cluster):
             raise
         address = cluster.addresses[cluster.index]
         raise UserError(f"TF_CONFIG: {address}: this process cannot listen on that port. End what uses it, or take another") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # TensorFlow has put its own in its place, which only notes the signal
     if cluster.index > 0:
         console.print(f"{cluster.name}: all are here; worker 0 tells how the run goes, and writes")
         console.quiet = True
@@ -58,14 +63,19 @@ def _make_strategy(distribution, cluster):
 
 def n_workers(strategy: tf.distribute.Strategy) -> int:
     """How many processes share the run."""
-    cluster = read_cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
+    cluster = _cluster(strategy)
     return len(cluster.addresses) if cluster else 1
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes."""
-    cluster = read_cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
+    cluster = _cluster(strategy)
     return cluster is None or cluster.index == 0
+
+
+def _cluster(strategy):
+    """The workers of a strategy; None where it has one alone."""
+    return read_cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
 
 
 def describe_strategy(strategy: tf.distribute.Strategy) -> str:

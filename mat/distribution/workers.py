@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import LostWorkerError, UserError
-from mat.distribution.replicas import in_place, sum_over_replicas
+from mat.distribution.replicas import at_own_place, sum_over_replicas
 from mat.distribution.strategy import n_workers, run_everywhere
 from mat.distribution.tf_config import read_cluster
 
@@ -51,7 +51,7 @@ def _table(strategy, numbers):
 def _compiled_table(strategy):
     """A compiled function from a row [1, n] of each replica to the rows of all, [R, n]."""
 
-    return tf.function(lambda row: run_everywhere(strategy, lambda row: sum_over_replicas(in_place(row)), row), autograph=False)
+    return tf.function(lambda row: run_everywhere(strategy, lambda row: sum_over_replicas(at_own_place(row)), row), autograph=False)
 
 
 @contextlib.contextmanager

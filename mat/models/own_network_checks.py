@@ -15,16 +15,27 @@ _LARGEST_UNIT_MEAN = 2.0  # of a Normalization layer that takes other images tha
 _SUM_TOLERANCE = 1e-2  # of probabilities, which may be in bfloat16
 
 
-def check_trainable(model: keras.Model, name: str, n_replicas: int = 1) -> None:
-    """Refuse to train, in a `UserError`, a network without trainable weights, or with some that are not float32, or not for replicas."""
-    if n_replicas > 1 and any(getattr(layer, "synchronized", False) for layer in all_layers(model)):
-        remedy = "Make them with synchronized=False, or set distribution: none"
-        raise UserError(f"{name}: has layers with synchronized=True, which does not work within the compiled step. {remedy}")
+def check_trainable(model: keras.Model, name: str) -> None:
+    """Refuse to train a network without trainable weights, or with some that are not float32, in a `UserError`."""
     if not model.trainable_variables:
         raise UserError(f"{name}: has no trainable weights. Set trainable = True in its layers, and save it again")
     if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:
         remedy = "Make it with the dtype policy float32 or mixed_bfloat16"
         raise UserError(f"{name}: its weights are {' and '.join(sorted(others))}, and training keeps them in float32. {remedy}")
+
+
+def check_shareable(model: keras.Model, name: str, *, n_replicas: int, batch_size: int) -> None:
+    """Refuse, in a `UserError`, to share batches of a network among replicas whose batch normalization would compute something wrong."""
+    layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    if n_replicas > 1 and any(layer.synchronized for layer in layers):
+        remedy = "Make them with synchronized=False, or set distribution: none"
+        raise UserError(f"{name}: has layers with synchronized=True, which does not work within the compiled step. {remedy}")
+    if batch_size % n_replicas and layers:
+        even = n_replicas * max(1, batch_size // n_replicas)
+        raise UserError(
+            f"batch_size: {batch_size} is not shared evenly by {n_replicas} replicas, and batch normalization would count the images that fill "
+            f"up the last shares. Set batch_size: {even}, or distribution: none"
+        )
 
 
 def check_inputs(model: keras.Model, image_size: int, input_range: str, name: str) -> None:

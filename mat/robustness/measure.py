@@ -133,7 +133,8 @@ def _open_directory(directory, protocol, config, **options):
     """The `ReportDirectory`; a UserError tells of workers that would not evaluate the same."""
     strategy = make_strategy(config.distribution)
     results = ReportDirectory(directory, protocol, **options, writes=is_chief(strategy))
-    check_same(strategy, {"evaluation": json.dumps(protocol), "report so far": f"{results.path} {results.report}"})
+    evaluation = json.dumps([protocol, config.evaluation.to_values()])
+    check_same(strategy, {"evaluation": evaluation, "report so far": f"{results.path} {results.report}"})
     return results
 
 

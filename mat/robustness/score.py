@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mat.cli.errors import UserError
+from mat.distribution.workers import any_worker
 from mat.robustness.fit import Callbacks, FittedPatch, shrink
 from mat.robustness.plan import PASSES_PER_GRADIENT, POSITION_IMAGES, VANISHING_IMAGES, EvaluationPlan, grid_offsets
 from mat.robustness.universal import UNDEFINED, Images, UniversalAttacks
@@ -67,7 +68,9 @@ def score_patches(
     for fitted in patches:
         name = f"{fitted.name}-predictions"
         arrays = callbacks.load(name) if fitted.spec else None
-        if arrays is not None and np.array_equal(arrays["patch"], fitted.patch):
+        found = arrays is not None and np.array_equal(arrays["patch"], fitted.patch)
+        (missing,) = any_worker(attacks.strategy, [not found])  # predicted on all workers or on none
+        if not missing:
             callbacks.skip(len(scored.labels))
         else:
             offsets = plan.scored_offsets(fitted.patch.shape)
