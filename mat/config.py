@@ -157,8 +157,7 @@ class PatchTrainingConfig(Section):
         "statistics, losses, patches and weights in float32)",
     )
     attack_precision: Literal["same", "float32", "bfloat16"] = key(
-        "same",
-        "of SELECT and I-FGSM, which need an order and signs: same (as precision), float32 (or tensorfloat32, if that is it), bfloat16",
+        "same", "of SELECT and I-FGSM, which need an order and signs: same (as precision), float32 (or tensorfloat32, if so), bfloat16"
     )
     jit_compile: YesNo | Literal["auto"] = key("auto", "compile the step with XLA: auto (on GPUs), true, false")
     deterministic: YesNo = key(True, "identical weights in every run of one config on one machine; false may be faster on GPUs")

@@ -33,8 +33,8 @@ def check_shareable(model: keras.Model, name: str, *, n_replicas: int, batch_siz
     if batch_size % n_replicas and layers:
         even = n_replicas * max(1, batch_size // n_replicas)
         raise UserError(
-            f"batch_size: {batch_size} is not shared evenly by {n_replicas} replicas, and batch normalization would count the images that fill "
-            f"up the last shares. Set batch_size: {even}, or distribution: none"
+            f"batch_size: {batch_size} is not shared evenly by {n_replicas} replicas, and batch normalization would count the images that "
+            f"fill up the last shares. Set batch_size: {even}, or distribution: none"
         )
 
 
