@@ -70,7 +70,7 @@ def score_patches(
         arrays = callbacks.load(name) if fitted.spec else None
         found = arrays is not None and np.array_equal(arrays["patch"], fitted.patch)
         (missing,) = any_worker(attacks.strategy, [not found])  # predicted on all workers or on none
-        if not missing:
+        if arrays is not None and not missing:
             callbacks.skip(len(scored.labels))
         else:
             offsets = plan.scored_offsets(fitted.patch.shape)
