@@ -253,10 +253,10 @@ def free_ports(n):
 class Workers:
     """Processes that train a config together, with what each has printed."""
 
-    def __init__(self, n_workers, config, *flags):
+    def __init__(self, n_workers, config, *flags, started=None):
         addresses = [f"localhost:{port}" for port in free_ports(n_workers)]
         self.processes = []
-        for index in reversed(range(n_workers)):  # the chief starts last
+        for index in started or reversed(range(n_workers)):  # the chief starts last
             environment = os.environ | {
                 "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
             }
@@ -274,6 +274,16 @@ class Workers:
         while not list((directory / "checkpoints").glob("ckpt-[3-9].index")):
             assert all(process.poll() is None for process in self.processes), self.wait()
             time.sleep(0.01)
+
+
+def test_ctrl_c_ends_a_worker_that_waits_for_the_others(tiny_config, tmp_path):
+    tiny_config().to_yaml(tmp_path / "config.yaml")
+    worker = Workers(2, tmp_path / "config.yaml", started=[1]).processes[0]
+    assert any("waiting for the others" in line for line in iter(worker.stdout.readline, ""))
+    time.sleep(2)
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(timeout=30) in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert not (tmp_path / "results").exists()
 
 
 def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_config, tmp_path):

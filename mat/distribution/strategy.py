@@ -3,6 +3,7 @@
 A worker is a process; it has a replica for each of its GPUs, or one on the CPU. The first worker is the chief, which alone writes.
 """
 
+import contextlib
 import functools
 import signal
 import threading
@@ -44,21 +45,36 @@ def _make_strategy(distribution, cluster):
         return tf.distribute.get_strategy()
     if distribution == "mirrored":
         return tf.distribute.MirroredStrategy()
-    console.print(f"{cluster.name}: waiting for the others")
-    handler = signal.getsignal(signal.SIGTERM)
+    console.print(f"{cluster.name}: waiting for the others; Ctrl-C ends it")
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with _default_signals():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.UnknownError as error:
         if "gRPC server" not in str(error):
             raise
         address = cluster.addresses[cluster.index]
         raise UserError(f"TF_CONFIG: {address}: this process cannot listen on that port. End what uses it, or take another") from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # TensorFlow has put its own in its place, which only notes the signal
     if cluster.index > 0:
         console.print(f"{cluster.name}: all are here; worker 0 tells how the run goes, and writes")
         console.quiet = True
     return strategy
+
+
+@contextlib.contextmanager
+def _default_signals():
+    """Within the block Ctrl-C ends the process: TensorFlow waits without letting Python answer. It puts its own handler of SIGTERM there.
+
+    After the block both are handled as before.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def n_workers(strategy: tf.distribute.Strategy) -> int:
