@@ -44,7 +44,8 @@ class Validation:
         self.batches: Iterable[Any] = distribute(strategy, functools.partial(shared_validation_dataset, records, **sizes))
         self._model = model
         count = compile_with(model, self._count_in_share, jit_compile=jit_compile)
-        self._count = tf.function(lambda *batch: run_everywhere(strategy, lambda *share: sum_over_replicas(count(*share)), *batch))
+        total = functools.partial(run_everywhere, strategy, lambda *share: sum_over_replicas(count(*share)))
+        self._count = tf.function(total, autograph=False)
 
     def accuracy(self, after_batch: Callable[[], None]) -> float:
         """The share of all images that are classified correctly, in [0, 1]; `after_batch` is called after each batch."""
