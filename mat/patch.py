@@ -7,7 +7,6 @@ for stateless draws. Steps are named as in Algorithm 1 of arXiv:2101.11453.
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from mat.models.fused import fused
@@ -154,15 +153,18 @@ def select_patches(
     if n_trials == 1:
         return trial_indices[0], trial_offsets[0]
 
+    def trial_loss(trial):
+        return loss_fn(tf.gather(bank_patches, trial_indices[trial]), trial_offsets[trial])
+
     def keep_worse(trial, best_loss, indices, offsets):
-        loss = loss_fn(tf.gather(bank_patches, trial_indices[trial]), trial_offsets[trial])
+        loss = trial_loss(trial)
         worse = loss > best_loss
         indices = tf.where(worse, trial_indices[trial], indices)
         offsets = tf.where(worse[:, tf.newaxis], trial_offsets[trial], offsets)
         return trial + 1, tf.maximum(loss, best_loss), indices, offsets
 
-    first = (0, tf.fill(trial_indices.shape[1:], -np.inf), trial_indices[0], trial_offsets[0])
-    _, _, indices, offsets = tf.while_loop(lambda trial, *_: trial < n_trials, keep_worse, first, maximum_iterations=n_trials)
+    first = (1, trial_loss(0), trial_indices[0], trial_offsets[0])  # before the loop, as losses may be of any type
+    _, _, indices, offsets = tf.while_loop(lambda trial, *_: trial < n_trials, keep_worse, first, maximum_iterations=n_trials - 1)
     return indices, offsets
 
 

@@ -18,7 +18,7 @@ from mat.distribution.replicas import (
     at_own_place,
     mean_over_replicas,
     n_replicas,
-    own_rows,
+    own_share,
     replica_number,
     sum_over_replicas,
 )
@@ -86,16 +86,16 @@ class TrainingStep(tf.Module):
         self.n_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="n_steps")
         self.loss_sum = tf.Variable(0.0, trainable=False, name="loss_sum")
         self.accuracy_sum = tf.Variable(0.0, trainable=False, name="accuracy_sum")
-        self._share_of_step = tf.function(self._compute, jit_compile=jit_compile, autograph=False)
-        self._updates = tf.function(self._commit, jit_compile=jit_compile, autograph=False)
+        self._compiled_compute = tf.function(self._compute, jit_compile=jit_compile, autograph=False)
+        self._compiled_commit = tf.function(self._commit, jit_compile=jit_compile, autograph=False)
         self.train_on_batch = tf.function(self._train_on_batch, autograph=False)
         self._train_in_one_call = tf.function(self._train_on_batches, autograph=False)
 
     def train_on_batches(self, batches: Iterator[Any], n_steps: int) -> tuple[Any, Any]:
-        """Steps on the next batches of a data set's iterator, in one call; returns their losses and accuracies, [n_steps] each."""
+        """Steps on the next batches of a data set's iterator, in one call; returns their losses and accuracies, `n_steps` scalars each."""
         if n_steps == 1:
             loss, accuracy = self.train_on_batch(*next(batches))
-            return loss[tf.newaxis], accuracy[tf.newaxis]
+            return [loss], [accuracy]
         return self._train_in_one_call(batches, tf.constant(n_steps))
 
     def _train_on_batches(self, batches, n_steps):
@@ -103,8 +103,8 @@ class TrainingStep(tf.Module):
         results = tuple(tf.TensorArray(tf.float32, n_steps, element_shape=[]) for _ in range(2))
 
         def train(i, results):
-            losses, accuracies = self._train_on_batch(*next(batches))
-            return i + 1, (results[0].write(i, losses), results[1].write(i, accuracies))
+            loss, accuracy = self._train_on_batch(*next(batches))
+            return i + 1, (results[0].write(i, loss), results[1].write(i, accuracy))
 
         _, results = tf.while_loop(lambda i, _: i < n_steps, train, (0, results), parallel_iterations=1)
         return results[0].stack(), results[1].stack()
@@ -119,13 +119,13 @@ class TrainingStep(tf.Module):
 
     def _train_on_replica(self, images, labels):
         """A replica's part of the step: its share of the sums, and then, by the sums over all replicas, the same updates as the others."""
-        *sums, attacked, statistics = self._share_of_step(images, labels)
+        *sums, attacked, statistics = self._compiled_compute(images, labels)
         attacked = [at_own_place(tf.cast(share, tf.float32)) for share in attacked]  # indices too: one type is one collective
         (loss, accuracy, gradients), attacked = sum_over_replicas((sums, attacked))
         attacked = [whole[: self._batch_size(images)] for whole in attacked]  # without what fills up the last shares
         if means := {i: value for i, value in statistics.items() if value.dtype.is_floating}:  # else counters, the same on all replicas
             statistics |= mean_over_replicas(means)
-        return self._updates(loss, accuracy, gradients, attacked, statistics)
+        return self._compiled_commit(loss, accuracy, gradients, attacked, statistics)
 
     def _batch_size(self, images):
         """B, by the images of a share."""
@@ -186,7 +186,7 @@ class TrainingStep(tf.Module):
             patch_shape=self.bank.patches.shape[1:3],
         )
         filling = [[0, 0], [0, total - batch_size]]  # of shares that are not whole
-        return own_rows(tf.pad(indices, filling), axis=1), own_rows(tf.pad(offsets, [*filling, [0, 0]]), axis=1)
+        return own_share(tf.pad(indices, filling), axis=1), own_share(tf.pad(offsets, [*filling, [0, 0]]), axis=1)
 
     def select(
         self, images: tf.Tensor, labels: tf.Tensor, trial_indices: tf.Tensor, trial_offsets: tf.Tensor

@@ -74,7 +74,10 @@ def test_the_shares_of_all_replicas_are_the_batches_and_nothing_else_is_decoded(
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_each_validation_image_counts_once(tiny_data, total):
     records = read_records(tiny_data, "validation", n_classes=4)  # 12: one batch and a half
-    shares = [list(shared_validation_dataset(records, **SIZES, replicas=Replicas(first, 1, total))) for first in range(total)]
+    datasets = [shared_validation_dataset(records, **SIZES, replicas=Replicas(first, 1, total)) for first in range(total)]
+    shares, cached = ([list(dataset) for dataset in datasets] for _ in range(2))
+    for (images, _), (again, _) in zip(sum(shares, []), sum(cached, []), strict=True):
+        np.testing.assert_array_equal(images, again)
     assert {images.shape for share in shares for images, _ in share} == {(-(-8 // total), 16, 16, 3)}
     labels = np.concatenate([share[i][1] for i in range(2) for share in shares])
     np.testing.assert_array_equal(labels[labels.any(axis=1)].argmax(axis=1), records.labels)
@@ -233,6 +236,7 @@ def test_replicas_of_one_process_give_the_run_of_one_device(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         one, *others = pool.map(train, [0, 2, 4])
     assert one["indices"].shape == (10, 8)
+    assert others[0].keys() >= {"fitted", "losses", "predictions"}
     for other in others:
         for name in {"indices", "offsets", "fitted", "losses", "predictions"} & other.keys():
             np.testing.assert_array_equal(other[name], one[name], name)

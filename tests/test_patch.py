@@ -84,6 +84,16 @@ def test_select_keeps_the_largest_loss_and_the_earlier_trial_on_a_tie():
     np.testing.assert_array_equal(offsets, [trial_offsets[1, 0], trial_offsets[0, 1], trial_offsets[0, 2]])
 
 
+def test_select_takes_losses_of_any_type():
+    """In float32 the two losses would be equal, and the first trial stay."""
+
+    def loss_fn(patches, offsets):
+        return 1 + tf.cast(offsets[:, 0], tf.float64) * 1e-12
+
+    indices, _ = select_patches(loss_fn, np.zeros((2, 1, 1, 3), np.float32), np.array([[1], [0]]), np.array([[[0, 0]], [[1, 0]]], np.int32))
+    np.testing.assert_array_equal(indices, [0])
+
+
 def test_select_with_one_trial_evaluates_nothing():
     def fail(*_):
         raise AssertionError("evaluated")

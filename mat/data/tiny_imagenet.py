@@ -77,20 +77,24 @@ def train_dataset(
     return batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))).prefetch(tf.data.AUTOTUNE)
 
 
-def validation_dataset(records: Records, *, batch_size: int, n_classes: int, image_size: int, cached: bool = False) -> tf.data.Dataset:
+def validation_dataset(records: Records, *, batch_size: int, n_classes: int, image_size: int) -> tf.data.Dataset:
     """All examples in the order of the file as batches of `load_dataset`, not augmented; the last batch may be smaller.
 
-    Of an image that is not square, it is the square in the middle. With `cached` the decoded images stay in memory from the first pass
-    on, if they take less than 1 GiB.
+    Of an image that is not square, it is the square in the middle.
     """
     examples = np.arange(len(records.labels))
-    return _validation_batches(records, examples, batch_size=batch_size, n_classes=n_classes, image_size=image_size, cached=cached)
+    return _validation_batches(records, examples, batch_size=batch_size, n_classes=n_classes, image_size=image_size, cached=False)
 
 
-def shared_validation_dataset(
-    records: Records, *, batch_size: int, n_classes: int, image_size: int, replicas: Replicas = ONE_REPLICA
-) -> tf.data.Dataset:
-    """What these replicas get of `validation_dataset`, cached: shares of one size, one after the other, filled up with labels of zeros."""
+def shared_validation_dataset(records: Records, *, batch_size: int, n_classes: int, image_size: int, replicas: Replicas) -> tf.data.Dataset:
+    """What these replicas get of `validation_dataset`: shares of one size, one after the other, filled up with images of labels of zeros.
+
+    Decoded images stay in memory from the first pass on, if those of all records take less than 1 GiB.
+
+    Returns:
+        for each batch and replica (images float32 [share, image_size, image_size, 3] in [0, 1], labels float32 [share, n_classes]), where
+        share = ceil(batch_size / R).
+    """
     n_batches = -(-len(records.labels) // batch_size)
     numbers = np.pad(np.arange(len(records.labels)), (0, n_batches * batch_size - len(records.labels)), constant_values=FILLING)
     shares = replicas.shares_of(numbers.reshape(n_batches, batch_size))

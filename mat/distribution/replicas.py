@@ -17,18 +17,17 @@ FILLING = -1  # in place of the number of an example: any image, which counts ne
 class Replicas:
     """The replicas of a worker among all that share a batch."""
 
-    first: int = 0
-    count: int = 1
-    total: int = 1
-
-    def share(self, batch_size: int) -> int:
-        """How many images of a batch a replica gets. Where that does not come out even, the last ones get fewer, and others to fill up."""
-        return -(-batch_size // self.total)
+    first: int = 0  # number of its first one, among all of them
+    count: int = 1  # how many it has
+    total: int = 1  # R
 
     def shares_of(self, batches: np.ndarray) -> np.ndarray:
-        """What these replicas get of batches of example numbers [n, B], batch by batch: [n * count, share], filled up with `FILLING`."""
+        """What these replicas get of batches of example numbers [n, B], batch by batch: [n * count, ceil(B / R)].
+
+        Where a batch does not come out even, the last shares are filled up with `FILLING`.
+        """
         n_batches, batch_size = batches.shape
-        share = self.share(batch_size)
+        share = -(-batch_size // self.total)
         filled = np.pad(batches, ((0, 0), (0, share * self.total - batch_size)), constant_values=FILLING)
         return filled.reshape(n_batches, self.total, share)[:, self.first : self.first + self.count].reshape(-1, share)
 
@@ -46,7 +45,7 @@ def n_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def own_rows(values: tf.Tensor, axis: int = 0) -> tf.Tensor:
+def own_share(values: tf.Tensor, axis: int = 0) -> tf.Tensor:
     """This replica's share of what all replicas were given, along an axis that R divides."""
     size = [*values.shape]
     size[axis] //= n_replicas()

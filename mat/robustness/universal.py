@@ -14,7 +14,7 @@ import tensorflow as tf
 from mat.attack import fit_universal_patches, random_search
 from mat.data.reading import Records
 from mat.data.tiny_imagenet import validation_dataset
-from mat.distribution.replicas import at_own_place, own_rows, sum_over_replicas
+from mat.distribution.replicas import at_own_place, own_share, sum_over_replicas
 from mat.distribution.strategy import copies, run_everywhere
 from mat.models.prepared import compile_with
 from mat.patch import apply_patches
@@ -77,7 +77,7 @@ class UniversalAttacks:
         compiled = compile_with(self._model, function, jit_compile=jit_compile)
 
         def on_replica(*arguments):
-            shares = [x if axis is None else own_rows(tf.convert_to_tensor(x), axis) for x, axis in zip(arguments, axes, strict=True)]
+            shares = [x if axis is None else own_share(tf.convert_to_tensor(x), axis) for x, axis in zip(arguments, axes, strict=True)]
             return sum_over_replicas([at_own_place(x, axis) for x, axis in zip(compiled(*shares), result_axes, strict=True)])
 
         return tf.function(functools.partial(run_everywhere, self.strategy, on_replica), autograph=False)
