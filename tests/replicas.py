@@ -1,6 +1,6 @@
-"""A run on logical CPU devices, which tests/test_distribution.py starts: python replicas.py CONFIG N_DEVICES OUTPUT.
+"""Runs on logical CPU devices, for tests/test_distribution.py: python replicas.py CONFIG OUTPUT N [N], each by N replicas.
 
-0 devices mean no strategy.
+A process can have one device and one number of several: TensorFlow does not allow groups of two sizes.
 """
 
 import pathlib
@@ -11,46 +11,52 @@ import tensorflow as tf
 
 import mat.run
 from mat.config import PatchTrainingConfig
-from mat.distribution.replicas import at_own_place, sum_over_replicas
-from mat.distribution.strategy import run_everywhere
+from mat.distribution.replicas import replica_number
 from mat.models import create_model
 from mat.robustness.universal import UniversalAttacks
+from mat.run import build_run
 from mat.trainer import Trainer
 from tests.conftest import SMALL
 
 
-def main(config_path: str, n_devices: int, output: str) -> None:
-    """Train, and write what each step's attack gave, and the run's end, into the directory `output`."""
-    config, strategy = PatchTrainingConfig.from_yaml(config_path), tf.distribute.get_strategy()
-    if n_devices:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
-        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n_devices)])
+
+def main(config_path: str, output: str, *numbers: str) -> None:
+    """Train with each number of replicas, and write what the attacks of all steps gave, and the run's end, into the directory `output`."""
+    config, cpu = PatchTrainingConfig.from_yaml(config_path), tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(map(int, numbers)))
+    for n in map(int, numbers):
+        strategy = tf.distribute.get_strategy() if n == 1 else tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)])
+        arrays = train(config.replace(unique_name=f"replicas_{n}"), strategy)
+        if n < 4:  # its functions take long to trace on each device
+            arrays |= evaluate(strategy)
+        np.savez(pathlib.Path(output) / f"{n}.npz", **arrays)
+
+
+def train(config, strategy):
+    """The results of a run by `strategy`, and what SELECT chose on the way."""
     mat.run.make_strategy = lambda _: strategy
-    run = mat.run.build_run(config.replace(unique_name=f"replicas_{n_devices}"))
-    train_on_batch, attacks, first_bank = run.step.train_on_batch, [], run.bank.patches.numpy()
+    run = build_run(config)
+    attack, first_bank = run.step.attack, run.bank.patches.numpy()
+    selected = [[] for _ in range(strategy.num_replicas_in_sync)]  # of each replica, step by step
 
-    def attack(images, labels):
-        _, *attacked, offsets = run.step.attack(images, labels)
-        shares = [tf.cast(share, tf.float32) for share in (*attacked, offsets)]
-        return [whole[: config.batch_size] for whole in sum_over_replicas([at_own_place(share) for share in shares])]
+    def record(replica, indices, offsets):
+        selected[replica].append(np.column_stack([indices, offsets]))
+        return np.int32(0)
 
-    attack_everywhere = tf.function(lambda *batch: run_everywhere(strategy, attack, *batch), autograph=False)
+    def recorded_attack(images, labels):
+        attacked = attack(images, labels)
+        tf.numpy_function(record, [replica_number(), *attacked[2:]], tf.int32)
+        return attacked
 
-    def train(*batch):
-        attacks.append([each.numpy() for each in attack_everywhere(*batch)])
-        return train_on_batch(*batch)
-
-    run.step.train_on_batch = train
+    run.step.attack = recorded_attack
     model = Trainer(run).fit().model
-    refined, indices, offsets = (np.stack(each) for each in zip(*attacks, strict=True))
-    arrays = {"refined": refined, "indices": indices, "offsets": offsets, "first_bank": first_bank, "bank": run.bank.patches.numpy()}
-    arrays["weights"] = np.concatenate([weight.ravel() for weight in model.get_weights()])
-    arrays["velocities"] = np.concatenate([velocity.numpy().ravel() for velocity in run.step.optimizer.velocities])
-    arrays["rows"] = np.array([[row[key] for key in ("loss", "accuracy", "validation_accuracy")] for row in run.record.rows])
-    if n_devices < 4:  # its functions take long to trace on each device
-        arrays |= evaluate(strategy)
-    np.savez(pathlib.Path(output) / f"{n_devices}.npz", **arrays)
+    return {
+        "selected": np.concatenate(selected, axis=1)[:, : config.batch_size],
+        "first_bank": first_bank,
+        "bank": run.bank.patches.numpy(),
+        "weights": np.concatenate([weight.ravel() for weight in model.get_weights()]),
+        "rows": np.array([[row[key] for key in ("loss", "accuracy", "validation_accuracy")] for row in run.record.rows]),
+    }
 
 
 def evaluate(strategy):
@@ -68,4 +74,4 @@ def evaluate(strategy):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(*sys.argv[1:])
