@@ -19,7 +19,6 @@ from mat.trainer import Trainer
 from tests.conftest import SMALL
 
 
-
 def main(config_path: str, output: str, *numbers: str) -> None:
     """Train with each number of replicas, and write what the attacks of all steps gave, and the run's end, into the directory `output`."""
     config, cpu = PatchTrainingConfig.from_yaml(config_path), tf.config.list_physical_devices("CPU")[0]

@@ -1,5 +1,6 @@
 """Several devices and several workers: they share each batch, and the run is that of one device."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mat.cli.errors import LostWorkerError, UserError
+from mat.cli.errors import LostWorkerError, StoppedError, UserError
 from mat.config import PatchTrainingConfig
 from mat.data.demo import draw_image
 from mat.data.reading import read_records
@@ -170,6 +171,22 @@ def test_workers_that_differ_are_told(monkeypatch, rows, worker):
     else:
         with pytest.raises(UserError, match=f"^worker {worker} has another data than worker 0"):
             workers.check_same(None, {"config": "a", "data": "b"})
+
+
+@pytest.mark.parametrize(("own", "others", "status"), [(0, 0, None), (signal.SIGTERM, 0, 143), (0, signal.SIGINT, 130)])
+def test_a_signal_to_one_worker_ends_all_of_them(monkeypatch, own, others, status):
+    monkeypatch.setattr(workers, "n_workers", lambda _: 2)
+    monkeypatch.setattr(workers, "_table", lambda _, numbers: np.array([numbers, [others]]))
+    with contextlib.ExitStack() as stack:
+        stop_if_asked = stack.enter_context(workers.stopped_together(None, "Stopped"))
+        if own:
+            os.kill(os.getpid(), own)
+        if status is None:
+            stop_if_asked()
+        else:
+            with pytest.raises(StoppedError, match="Stopped") as stopped:
+                stop_if_asked()
+            assert stopped.value.exit_status == status
 
 
 def test_workers_other_than_the_chief_write_nothing(tiny_config, tmp_path):

@@ -4,12 +4,13 @@ import contextlib
 import functools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from mat.cli.errors import LostWorkerError, UserError
+from mat.cli.errors import LostWorkerError, StoppedError, UserError
+from mat.cli.signals import noted_signals
 from mat.distribution.replicas import at_own_place, sum_over_replicas
 from mat.distribution.strategy import n_workers, run_everywhere
 from mat.distribution.tf_config import read_cluster
@@ -40,6 +41,25 @@ def check_same(strategy: tf.distribute.Strategy, facts: dict[str, str]) -> None:
             worker = differing[0] * n_workers(strategy) // len(table)
             remedy = "Give all of them the same command, the same data and the same result directory"
             raise UserError(f"worker {worker} has another {name} than worker 0. {remedy}")
+
+
+@contextlib.contextmanager
+def stopped_together(strategy: tf.distribute.Strategy, message: str) -> Iterator[Callable[[], None]]:
+    """Within the block a stop signal to any of several workers ends all of them, by a `StoppedError` with this message.
+
+    They end in the function that the block gets, which all of them must call at the same points. A single worker's signals are handled
+    as around the block.
+    """
+    if n_workers(strategy) == 1:
+        yield lambda: None
+        return
+    with noted_signals() as request:
+
+        def check() -> None:
+            if number := int(_table(strategy, [request.received]).max()):
+                raise StoppedError(message, number)
+
+        yield check
 
 
 def _table(strategy, numbers):

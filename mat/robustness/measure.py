@@ -23,7 +23,7 @@ from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import class_names, describe, fingerprint
 from mat.distribution.strategy import is_chief, make_strategy
-from mat.distribution.workers import check_same
+from mat.distribution.workers import check_same, stopped_together
 from mat.models.kernels import forward_flops
 from mat.models.weights import git_blob
 from mat.robustness.checklist import NOT_CHECKED, WARNING, checklist
@@ -45,6 +45,7 @@ SUBJECT_KEYS = (  # of the config, those that the results depend on: a report co
     *("dataset", "image_size", "n_classes", "network", "input_range", "logits", "depth", "width", "n_stacks", "normalization", "precision"),
     *("patch_shape", "seed", "deterministic", "jit_compile"),
 )
+_STOPPED = "Stopped, all workers together; what was fitted is kept: run the same command with --resume on all of them"
 
 
 def measure_robustness(
@@ -144,17 +145,22 @@ def _run(plan, model, splits, results, config):
         f"evaluation.images_at_once: {plan.images_at_once} images take more than there is. Set fewer, at least "
         f"evaluation.images_per_iteration: {plan.images_per_iteration}, and run the same command with --resume: what was fitted is kept"
     )
-    with report_device_errors(lambda: advice):
+    strategy = make_strategy(config.distribution)
+    with report_device_errors(lambda: advice), stopped_together(strategy, _STOPPED) as stop_if_asked:
         fitted_on = load_images(splits[0].take(plan.fit_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         scored = load_images(splits[1].take(plan.scored_examples), n_classes=plan.n_classes, image_size=plan.image_size)
-        devices = {"jit_compile": use_xla(config.jit_compile), "strategy": make_strategy(config.distribution)}
-        attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, **devices)
+        attacks = UniversalAttacks(model, fitted_on.images, fitted_on.labels, jit_compile=use_xla(config.jit_compile), strategy=strategy)
         # A few images now, before anything is written: weights that are NaN are NaN on every image.
         few = attacks.predict_clean(scored.images[: plan.images_at_once], images_at_once=plan.images_at_once)
         check_finite(few, "without a patch")
         results.create()
         with WorkProgress(plan.cost) as progress:
-            return fit_and_score(plan, attacks, scored, Callbacks(results.load, results.save, progress.advance, progress.skip))
+
+            def advance(n_passes: int, text: str) -> None:
+                progress.advance(n_passes, text)
+                stop_if_asked()
+
+            return fit_and_score(plan, attacks, scored, Callbacks(results.load, results.save, advance, progress.skip))
 
 
 def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Images, callbacks: Callbacks) -> Scores:
