@@ -1,10 +1,8 @@
 """The parts of a training run, made from its config: data, model, bank of meta-patches, step (INIT of Algorithm 1 of arXiv:2101.11453)."""
 
 import dataclasses
-import functools
 import json
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -17,14 +15,14 @@ from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import fingerprint, read_splits
 from mat.data.tiny_imagenet import initial_images, train_dataset
-from mat.distribution.strategy import describe_strategy, distribute, is_chief, make_strategy
+from mat.distribution.strategy import describe_strategy, is_chief, make_strategy, own_replicas
 from mat.distribution.workers import check_same, report_lost_workers
 from mat.models import create_model, load_weights
 from mat.models.kernels import random_states
 from mat.models.own_network_checks import check_shareable, check_trainable
 from mat.models.prepared import all_layers
 from mat.models.twin import Twin
-from mat.models.weights import git_blob
+from mat.models.weights import git_blob, weights_sha256
 from mat.patch import PatchBank, initial_step_sizes, initial_targets, random_patches, resize_to_patches
 from mat.results.checkpoints import RunRecord
 from mat.results.resume import read_record, restore
@@ -123,24 +121,20 @@ class TrainingRun:
             words += ", and batch normalization is over a share: results depend on the number of replicas"
         return words
 
-    def batches(self, epoch: int, first_batch: int = 0) -> Iterable[Any]:
-        """The training batches of an epoch, of which the first ones are left out; the learning rate is set to the epoch's.
-
-        They are (images, labels) as `step.train_on_batch` takes them, this worker's shares of the batches; after the last they start again.
-        """
+    def shares(self, epoch: int, first_batch: int = 0) -> tf.data.Dataset:
+        """What this worker's replicas get of an epoch's batches, as `train_dataset`; the learning rate is set to the epoch's."""
         config = self.config
         rate = learning_rate(epoch, n_epochs=config.n_epochs, initial_lr=config.initial_lr, extensions=self.record.extensions)
         self.step.optimizer.learning_rate.assign(rate)
-        make_dataset = functools.partial(
-            train_dataset,
+        return train_dataset(
             self.train_records,
             **self.sizes,
             label_smoothing=config.label_smoothing,
             seed=config.seed,
             epoch=epoch,
             first_batch=first_batch,
+            replicas=own_replicas(self.strategy),
         )
-        return distribute(self.strategy, make_dataset)
 
 
 def build_run(
@@ -191,11 +185,12 @@ def build_run(
         network_file = git_blob(config.network) if config.network.endswith(".keras") else None
         record = RunRecord(config.to_values(), fingerprint((train_records, validation_records)), network_file)
         state = tf.train.Checkpoint(step=step, record=record)
+        state.save_counter.numpy()  # makes it, which all workers must at once; to restore it makes it where there is a checkpoint
         if states := random_states(model):  # which TensorFlow does not find in Keras' layers
             state.random_states = states
         if earlier is not None:
             restore(results, config, state, earlier, (train_records, validation_records))
-        _check_workers(strategy, config, record, int(step.step.numpy()))
+        _check_workers(strategy, config, record, step)
     run = TrainingRun(config, strategy, results, train_records, validation_records, model, bank, step, record, state)
     if run.is_extended_now:
         record.extensions.append([-(-int(step.step.numpy()) // run.steps_per_epoch), record.restored_n_epochs])
@@ -204,11 +199,18 @@ def build_run(
     return run
 
 
-def _check_workers(strategy: tf.distribute.Strategy, config: PatchTrainingConfig, record: RunRecord, step: int) -> None:
-    """Refuse to train where workers would not train the same: with other configs, data or versions, or from other checkpoints."""
-    values = config.to_values() | dict.fromkeys(("base_result_dir", "unique_name", "data_dir"))  # places may be others
-    facts = {"config": json.dumps(values), "data": record.data_sha256, "network file": str(record.network_git_blob)}
-    check_same(strategy, facts | {"version": json.dumps(record.versions), "checkpoint": f"{step} {json.dumps(record.rows)}"})
+def _check_workers(strategy: tf.distribute.Strategy, config: PatchTrainingConfig, record: RunRecord, step: TrainingStep) -> None:
+    """Refuse to train where workers would not train the same: with other configs, data or versions, or from other weights."""
+    facts = {
+        "unique_name (with several workers it may not use {date} or {id})": config.unique_name,
+        "config": json.dumps(config.to_values() | dict.fromkeys(("base_result_dir", "unique_name", "data_dir"))),  # places may be others
+        "data": record.data_sha256,
+        "network file": str(record.network_git_blob),
+        "version": json.dumps(record.versions),
+        "checkpoint": f"{int(step.step.numpy())} {json.dumps(record.rows)}",
+        "initial weights": weights_sha256(step.model),
+    }
+    check_same(strategy, facts)
 
 
 def sample_patches(config: PatchTrainingConfig, train_records: Records) -> PatchBank:

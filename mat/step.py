@@ -22,7 +22,7 @@ from mat.distribution.replicas import (
     replica_number,
     sum_over_replicas,
 )
-from mat.distribution.strategy import run_everywhere
+from mat.distribution.strategy import next_batch, run_everywhere
 from mat.models.kernels import convolution_kernels, dense_gradients, regularization
 from mat.models.prepared import prepared_once
 from mat.models.twin import Twin
@@ -91,19 +91,22 @@ class TrainingStep(tf.Module):
         self.train_on_batch = tf.function(self._train_on_batch, autograph=False)
         self._train_in_one_call = tf.function(self._train_on_batches, autograph=False)
 
-    def train_on_batches(self, batches: Iterator[Any], n_steps: int) -> tuple[Any, Any]:
-        """Steps on the next batches of a data set's iterator, in one call; returns their losses and accuracies, `n_steps` scalars each."""
-        if n_steps == 1:
-            loss, accuracy = self.train_on_batch(*next(batches))
-            return [loss], [accuracy]
-        return self._train_in_one_call(batches, tf.constant(n_steps))
+    def train_on_batches(self, shares: Iterator[Any], n_steps: int) -> tuple[Any, Any]:
+        """Steps on the next batches in one call; returns their losses and accuracies, `n_steps` scalars each.
 
-    def _train_on_batches(self, batches, n_steps):
+        `shares` is an iterator of a data set that gives each replica of this worker its share of a batch, one after the other.
+        """
+        if n_steps == 1:
+            loss, accuracy = self.train_on_batch(*next_batch(self.strategy, shares))
+            return [loss], [accuracy]
+        return self._train_in_one_call(shares, tf.constant(n_steps))
+
+    def _train_on_batches(self, shares, n_steps):
         """As `train_on_batches`; the number of steps is a tensor, so that an epoch's last call needs no function of its own."""
         results = tuple(tf.TensorArray(tf.float32, n_steps, element_shape=[]) for _ in range(2))
 
         def train(i, results):
-            loss, accuracy = self._train_on_batch(*next(batches))
+            loss, accuracy = self._train_on_batch(*next_batch(self.strategy, shares))
             return i + 1, (results[0].write(i, loss), results[1].write(i, accuracy))
 
         _, results = tf.while_loop(lambda i, _: i < n_steps, train, (0, results), parallel_iterations=1)

@@ -15,9 +15,10 @@ from mat.cli.progress import TrainingProgress
 from mat.cli.signals import StopRequest, noted_signals, raised_signals
 from mat.config import EvaluationConfig
 from mat.data.splits import class_names
-from mat.distribution.workers import any_worker, report_lost_workers
+from mat.distribution.strategy import next_batch
+from mat.distribution.workers import any_worker, check_shared, report_lost_workers
 from mat.results.estimate import print_estimate
-from mat.results.run_files import BANK_FILE
+from mat.results.run_files import BANK_FILE, CONFIG_FILE
 from mat.results.summary import print_summary
 from mat.robustness.clean import Validation
 from mat.robustness.display import Report
@@ -80,6 +81,7 @@ class Trainer:
                     results.remove_network()
                     self._save()  # before the config: how long a run is, its newest checkpoint says
                 results.save_config(config, comment=f"Extended {run.extended}" if run.extended else "")
+                check_shared(run.strategy, results.path / CONFIG_FILE)
                 results.save_class_names(class_names(config.data_dir, config.n_classes))
                 self._write_log()
                 for row in run.record.rows:  # values that the event files lack
@@ -116,7 +118,7 @@ class Trainer:
                 print_facts("Dry run: what is left to evaluate", {"evaluation": self._describe_evaluation()})
             return
         run.print_plan()
-        batch, validation_batch = next(iter(run.batches(run.epoch))), next(iter(self._validation.batches))
+        batch, validation_batch = (next_batch(run.strategy, iter(shares)) for shares in (run.shares(run.epoch), self._validation.shares))
 
         def step() -> None:
             run.step.train_on_batch(*batch)
@@ -158,10 +160,10 @@ class Trainer:
         n_done, first_of_epoch = int(step.step.numpy()), epoch * run.steps_per_epoch
         if n_done == first_of_epoch:
             step.reset_metrics()
-        batches, end = iter(run.batches(epoch, n_done - first_of_epoch)), first_of_epoch + run.steps_per_epoch
+        shares, end = iter(run.shares(epoch, n_done - first_of_epoch)), first_of_epoch + run.steps_per_epoch
         while n_done < end:
             first, n_done = n_done + 1, min(n_done + run.config.steps_per_call, end)  # of this call, counted from 1
-            losses, accuracies = step.train_on_batches(batches, n_done + 1 - first)
+            losses, accuracies = step.train_on_batches(shares, n_done + 1 - first)
             for logged in range(-first % run.log_every_steps, len(losses), run.log_every_steps):
                 self._check_finite()  # nothing is logged of a step that was not made
                 run.results.write_step(first + logged, loss=float(losses[logged]), accuracy=float(accuracies[logged]))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mat.api import measuring
 from mat.cli.errors import LostWorkerError, StoppedError, UserError
 from mat.config import PatchTrainingConfig
 from mat.data.demo import draw_image
@@ -138,6 +139,27 @@ def test_auto_takes_what_there_is(monkeypatch):
         strategies.make_strategy("multi_worker")
 
 
+def test_several_workers_must_be_the_first_that_tensorflow_does(monkeypatch):
+    set_workers(monkeypatch, {"worker": ["localhost:1", "localhost:2"]})
+    tf.zeros([])
+    with pytest.raises(UserError, match="must be set up before TensorFlow computes anything .* make this the first call; or .* none"):
+        strategies.make_strategy("auto")
+
+
+@pytest.mark.parametrize(
+    ("index", "model", "message"),
+    [
+        (1, keras.Sequential(), "a model in memory is evaluated by one process. Call this on worker 0 alone"),
+        (0, "results", "output is needed"),
+    ],
+)
+def test_what_several_workers_cannot_evaluate_from_python_is_refused(monkeypatch, index, model, message):
+    monkeypatch.setattr(measuring, "_config_of", lambda *_, **__: (PatchTrainingConfig(), None))
+    set_workers(monkeypatch, {"worker": ["a:1", "b:2"]}, index)
+    with pytest.raises(UserError, match=rf"^worker {index} of 2 .*: {message}"):
+        measuring.evaluate(model)
+
+
 @pytest.mark.parametrize(
     ("text", "who"),
     [
@@ -189,7 +211,20 @@ def test_a_signal_to_one_worker_ends_all_of_them(monkeypatch, own, others, statu
             assert stopped.value.exit_status == status
 
 
-def test_workers_other_than_the_chief_write_nothing(tiny_config, tmp_path):
+def test_a_signal_to_another_worker_ends_a_training_with_everything_saved(tiny_config, monkeypatch):
+    answers = iter([[False, False, False]] * 3 + [[False, False, True]])
+    monkeypatch.setattr("mat.trainer.any_worker", lambda *_: next(answers))
+    with pytest.raises(
+        StoppedError, match=r"Stopped after epoch 1 of 2, step 4 of 4; all of it is saved. Continue with: .* --resume"
+    ) as stopped:
+        trainer_of(tiny_config()).fit()
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+
+
+def test_workers_other_than_the_chief_write_nothing(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "n_workers", lambda _: 2)
+    monkeypatch.setattr(workers, "_table", lambda _, numbers: np.array([numbers, numbers]))
+    monkeypatch.setattr(workers, "_SEEN_WITHIN", 0.2)
     run = build_run(tiny_config())
     follower = FollowerDirectory(tmp_path / "run", resume_config=tmp_path / "config.yaml")
     with follower.opened():
@@ -205,6 +240,9 @@ def test_workers_other_than_the_chief_write_nothing(tiny_config, tmp_path):
         follower.save_checkpoint(run.state, n_bytes=1, ending=True)
     assert not (tmp_path / "run").exists()
     assert int(run.state.save_counter) == 1  # as on the chief
+    with pytest.raises(UserError, match=f"^{follower.path}: not all workers see what worker 0 writes there. Set base_result_dir"):
+        workers.check_shared(run.strategy, follower.path / "config.yaml")
+    workers.check_shared(run.strategy, tmp_path)
     assert follower.resume_command == f"python mat/train.py {tmp_path}/config.yaml --resume"
     report = ReportDirectory(tmp_path / "report", {"seed": 0}, writes=False)
     report.create()
@@ -322,17 +360,10 @@ def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_
         assert re.search(r"mat-train: worker \d of 3 .*: worker \d \(localhost:\d+\) does not answer any more.* --resume$", output.strip())
     shutil.copytree(results / "killed", results / "resumed_by_one")
 
-    stopped = Workers(2, path, "--set", "unique_name=two")
-    stopped.wait_for_checkpoint(results / "two")
-    stopped.processes[1].terminate()
-    statuses, outputs = stopped.wait()
-    assert statuses == [128 + signal.SIGTERM] * 2, outputs
-    assert "all of it is saved" in outputs[0]
-
     for n_workers, name, *flags in [
         (3, "killed", "--resume"),
         (3, "undisturbed"),
-        (2, "two", "--resume", "--set", "robust_evaluation=quick"),
+        (2, "two", "--set", "robust_evaluation=quick"),
     ]:
         statuses, outputs = Workers(n_workers, path, "--set", f"unique_name={name}", *flags).wait()
         assert statuses == [0] * n_workers, outputs

@@ -15,6 +15,8 @@ from mat.cli.errors import UserError
 from mat.cli.signals import raised_signals
 from mat.config import EvaluationConfig, PatchTrainingConfig
 from mat.data.reading import Records
+from mat.distribution.tf_config import read_cluster
+from mat.distribution.workers import report_lost_workers
 from mat.evaluate import evaluate_network
 from mat.robustness.classifier_config import fill_values
 from mat.robustness.display import Report
@@ -73,15 +75,25 @@ def evaluate(
         "resume": resume,
     }
     kept = f"; what was fitted is kept in {output}: call it again with resume=True" if output else ""
-    with session(), raised_signals(f"The evaluation was stopped{kept}"), tempfile.TemporaryDirectory() as temporary:
+    with session(), report_lost_workers(), raised_signals(f"The evaluation was stopped{kept}"), tempfile.TemporaryDirectory() as temporary:
         arrays = None if data is None or isinstance(data, (str, os.PathLike)) else _splits_of(data)
         config, weights = _config_of(model, data if arrays is None else "arrays in memory", keys, arrays, quick=quick)
         in_memory = model if isinstance(model, keras.Model) else None
+        _check_workers(config, in_memory=in_memory is not None, output=output)
         directory = output or pathlib.Path(temporary) / "evaluation"
         report = evaluate_network(config, weights, directory, model=in_memory, splits=arrays, **given)
         if output is None:  # what lies in the directory is read before it goes
             _ = report.patches, report.pictures
         return report
+
+
+def _check_workers(config: PatchTrainingConfig, *, in_memory: bool, output: Path | None) -> None:
+    """Refuse what several workers cannot do, where `TF_CONFIG` names them."""
+    cluster = read_cluster() if config.distribution in ("auto", "multi_worker") else None
+    if cluster and in_memory and cluster.index > 0:
+        raise UserError(f"{cluster.name}: a model in memory is evaluated by one process. Call this on worker 0 alone")
+    if cluster and not in_memory and output is None:
+        raise UserError(f"{cluster.name}: output is needed where several workers evaluate: a directory that all of them see")
 
 
 def _splits_of(data: Any) -> tuple[Records, Records]:

@@ -74,7 +74,7 @@ def train_dataset(
     images = _augmented_images(records, shares.ravel(), seeds, image_size).rebatch(shares.shape[1], drop_remainder=True)
     labels = tf.data.Dataset.from_tensor_slices(records.labels[shares])
     batches = tf.data.Dataset.zip(images, labels)
-    return batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))).prefetch(tf.data.AUTOTUNE)
+    return _prefetched(batches.map(lambda x, y: (x, smooth_one_hot(y, n_classes, label_smoothing))))
 
 
 def validation_dataset(records: Records, *, batch_size: int, n_classes: int, image_size: int) -> tf.data.Dataset:
@@ -113,7 +113,17 @@ def _validation_batches(records, examples, *, batch_size, n_classes, image_size,
     labels = np.where(examples == FILLING, FILLING, records.labels[examples])  # which has no one-hot label
     batches = tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(labels))
     batches = batches.batch(batch_size, drop_remainder=len(examples) % batch_size == 0)
-    return batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))).prefetch(tf.data.AUTOTUNE)
+    return _prefetched(batches.map(lambda x, y: (x, tf.one_hot(y, n_classes))))
+
+
+def _prefetched(batches):
+    """Batches that are loaded in the background, by as many threads as there are cores.
+
+    Without autotuning, whose thread is not always woken up when an iterator is deleted, so that an epoch ended up to a minute later.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def initial_images(records: Records, targets: np.ndarray, *, targeted: bool, image_size: int, seed: int) -> tf.data.Dataset:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -49,6 +49,13 @@ def _make_strategy(distribution, cluster):
     try:
         with _default_signals():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        if "program startup" not in str(error):
+            raise
+        raise UserError(
+            "distribution: several workers must be set up before TensorFlow computes anything in this process. In place of --model FILE "
+            "give a config with network: FILE; from Python, make this the first call; or set distribution: none"
+        ) from None
     except tf.errors.UnknownError as error:
         if "gRPC server" not in str(error):
             raise
@@ -102,18 +109,22 @@ def describe_strategy(strategy: tf.distribute.Strategy) -> str:
     return f"{replicas} replicas that share each batch" if replicas > 1 else ""
 
 
-def distribute(strategy: tf.distribute.Strategy, make_dataset: Callable[..., tf.data.Dataset]) -> Any:
-    """The batches of a run, as the strategy takes them: `make_dataset(replicas=...)` gives those of this worker's, one after the other.
+def own_replicas(strategy: tf.distribute.Strategy) -> Replicas:
+    """The replicas of this worker."""
+    cluster, total = _cluster(strategy), strategy.num_replicas_in_sync
+    count = total // n_workers(strategy)
+    return Replicas(cluster.index * count if cluster else 0, count, total)
 
-    They start again after the last one, so that several workers need not ask each other whether there are more.
+
+def next_batch(strategy: tf.distribute.Strategy, shares: Iterator[Any]) -> Any:
+    """The next batch as arguments of `run_everywhere`: for each replica of this worker the next element of a data set's iterator.
+
+    The iterator is plain: those of `Strategy.distribute_datasets_from_function` may take up to a minute to delete, at the end of every
+    epoch (their background threads are not always woken up, TensorFlow 2.21).
     """
-
-    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        count = context.num_replicas_in_sync // context.num_input_pipelines
-        replicas = Replicas(context.input_pipeline_id * count, count, context.num_replicas_in_sync)
-        return make_dataset(replicas=replicas).repeat()
-
-    return strategy.distribute_datasets_from_function(of_worker)
+    if strategy.num_replicas_in_sync == 1:
+        return next(shares)
+    return strategy.experimental_distribute_values_from_function(lambda _: next(shares))
 
 
 def copies(strategy: tf.distribute.Strategy, value: tf.Tensor) -> Any:

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import pathlib
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +19,7 @@ from mat.distribution.tf_config import read_cluster
 
 # What TensorFlow says where another worker does not answer any more.
 _LOST = re.compile(r"Collective ops is aborted|[Hh]eartbeat|[Cc]oordination|Failed to connect|Socket closed|Connection reset")
+_SEEN_WITHIN = 60.0  # seconds: network file systems may show new files late
 _TASK = re.compile(r"/job:(chief|worker)/replica:0/task:(\d+)")
 
 
@@ -41,6 +44,23 @@ def check_same(strategy: tf.distribute.Strategy, facts: dict[str, str]) -> None:
             worker = differing[0] * n_workers(strategy) // len(table)
             remedy = "Give all of them the same command, the same data and the same result directory"
             raise UserError(f"worker {worker} has another {name} than worker 0. {remedy}")
+
+
+def check_shared(strategy: tf.distribute.Strategy, file: pathlib.Path) -> None:
+    """Refuse to go on where a worker does not see a file that the chief has written. All of them must call this at the same point of a run.
+
+    Raises:
+        UserError: on every worker.
+    """
+    if n_workers(strategy) == 1:
+        return
+    any_worker(strategy, [False])  # returns when the chief is here, and has written it
+    end = time.monotonic() + _SEEN_WITHIN
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    (missing,) = any_worker(strategy, [not file.exists()])
+    if missing:
+        raise UserError(f"{file.parent}: not all workers see what worker 0 writes there. Set base_result_dir to a place that they share")
 
 
 @contextlib.contextmanager

@@ -150,6 +150,11 @@ def git_blob(path: str | os.PathLike[str]) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def weights_sha256(model: "keras.Model") -> str:
+    """The SHA-256 of a model's weights, hexadecimal."""
+    return hashlib.sha256(b"".join(array.tobytes() for array in model.get_weights())).hexdigest()
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command line; `--help` and wrong usage end the process."""
     parser = argparse.ArgumentParser(prog="python -m mat.models.weights", description="Fetch the released weights and check them.")

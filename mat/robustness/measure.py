@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import hashlib
 import json
 import os
 import time
@@ -25,7 +24,7 @@ from mat.data.splits import class_names, describe, fingerprint
 from mat.distribution.strategy import is_chief, make_strategy
 from mat.distribution.workers import check_same, stopped_together
 from mat.models.kernels import forward_flops
-from mat.models.weights import git_blob
+from mat.models.weights import git_blob, weights_sha256
 from mat.robustness.checklist import NOT_CHECKED, WARNING, checklist
 from mat.robustness.display import Report
 from mat.robustness.fit import Callbacks, FittedPatch, fit_patches
@@ -114,7 +113,7 @@ def _subject(config: PatchTrainingConfig, model: keras.Model, splits: tuple[Reco
     values, foreign = config.to_values(), files["patches_from"]
     blobs = {f"{name}_git_blob": _of_each(git_blob, path) for name, path in files.items()}
     if not files["weights"]:
-        blobs["weights_sha256"] = hashlib.sha256(b"".join(array.tobytes() for array in model.get_weights())).hexdigest()
+        blobs["weights_sha256"] = weights_sha256(model)
     for file in foreign:
         theirs = (read_report(file.parent) or {"subject": {}})["subject"]
         if any(name.startswith("weights") and value and value == theirs.get(name) for name, value in blobs.items()):
@@ -135,7 +134,7 @@ def _open_directory(directory, protocol, config, **options):
     strategy = make_strategy(config.distribution)
     results = ReportDirectory(directory, protocol, **options, writes=is_chief(strategy))
     evaluation = json.dumps([protocol, config.evaluation.to_values()])
-    check_same(strategy, {"evaluation": evaluation, "report so far": f"{results.path} {results.report}"})
+    check_same(strategy, {"evaluation": evaluation, "report so far": f"{results.path.name} {results.report}"})
     return results
 
 
