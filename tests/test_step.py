@@ -10,7 +10,7 @@ from mat.models import create_model
 from mat.patch import PatchBank, apply_patches
 from mat.results.schedule import learning_rate
 from mat.step import TrainingStep, cross_entropy
-from tests.conftest import decode_offsets, golden, load_golden_model
+from tests.conftest import SMALL, decode_offsets, golden, load_golden_model
 
 SMALL_KEYS = {"image_size": 8, "n_stacks": 1, "n_classes": 2, "depth": 8, "width": 1, "patch_shape": (4, 4, 3)}
 
@@ -120,17 +120,29 @@ def test_whole_steps_equal_the_original(golden_model, monkeypatch, kind):
 
 @pytest.mark.parametrize(("kind", "tolerances"), [("untargeted", [1e-4, 1e-4, 1e-4]), ("targeted", [1e-4, 0.02, 0.02])])
 def test_xla_gives_the_same_draws_and_losses(kind, tolerances):
-    """With small steps: a gradient near zero whose sign is rounded moves a pixel by two whole steps, which later losses amplify."""
-    z = golden(f"trace_{kind}")
-    losses, draws = {}, {}
+    """With small steps: a gradient near zero whose sign is rounded moves a pixel by two whole steps, which later losses amplify.
+
+    Untargeted with the golden weights, targeted with a small network, which XLA compiles sooner.
+    """
+    if kind == "untargeted":
+        z, n_classes, make_model = golden("trace_untargeted"), 200, load_golden_model
+        images, labels, patches, targets, step_sizes = z["images"], z["labels"], z["meta_start"], z["targets"], z["step_sizes"] / 10
+    else:
+        rng, n_classes = np.random.default_rng(0), 5
+        images, labels = rng.random((24, 16, 16, 3), np.float32), rng.integers(0, n_classes, 24)
+        patches, targets, step_sizes = rng.random((6, 4, 4, 3), np.float32), np.arange(6) % n_classes, np.full(6, 1e-3, np.float32)
+
+        def make_model():
+            return create_model(PatchTrainingConfig(**SMALL))
+
+    labels, losses, draws = tf.one_hot(labels, n_classes), {}, {}
     for jit_compile in (False, True):
-        bank = PatchBank(z["meta_start"], z["targets"], z["step_sizes"] / 10)
+        bank = PatchBank(patches, targets, step_sizes)
         arguments = {"n_trials": 3, "n_iterations": 5 if kind == "targeted" else 3, "targeted": kind == "targeted"}
-        step = make_step(load_golden_model(), bank, **arguments, jit_compile=jit_compile)
+        step = make_step(make_model(), bank, **arguments, jit_compile=jit_compile)
         step.optimizer.learning_rate.assign(0.01)
-        labels = tf.one_hot(z["labels"], 200)
-        draws[jit_compile] = tf.function(lambda step=step: step.draw_trials(8, (64, 64)), jit_compile=jit_compile)()
-        losses[jit_compile] = [step.train_on_batch(z["images"][i : i + 8], labels[i : i + 8])[0].numpy() for i in (0, 8, 16)]
+        draws[jit_compile] = tf.function(lambda step=step: step.draw_trials(8, images.shape[1:3]), jit_compile=jit_compile)()
+        losses[jit_compile] = [step.train_on_batch(images[i : i + 8], labels[i : i + 8])[0].numpy() for i in (0, 8, 16)]
     for without, with_xla in zip(draws[False], draws[True], strict=True):
         np.testing.assert_array_equal(without, with_xla)
     for without, with_xla, tolerance in zip(losses[False], losses[True], tolerances, strict=True):
