@@ -183,9 +183,7 @@ def evaluate_network(
     from mat.robustness.input_range import check_input_range
     from mat.robustness.measure import measure_robustness
 
-    if model is not None:
-        config = config.replace(distribution="none")  # a model in memory is this process's own
-    strategy = make_strategy(config.distribution)
+    strategy = make_strategy("none" if model is not None else config.distribution)  # a model in memory is this process's own
     configure(precision=config.precision, deterministic=config.deterministic)
     if model is None:
         with strategy.scope():
@@ -203,7 +201,7 @@ def evaluate_network(
         if weights is not None:
             warn_of_other_classes(weights, class_names(config.data_dir, config.n_classes))
     check_input_range(config, model, splits[1], sure=sure_of_range)
-    return measure_robustness(config, model, splits, directory, weights=weights, bank=bank, **options)
+    return measure_robustness(config, model, splits, directory, weights=weights, strategy=strategy, bank=bank, **options)
 
 
 def warn_of_other_classes(weights: pathlib.Path, names: Sequence[str]) -> None:

@@ -227,6 +227,7 @@ class Trainer:
                 (run.train_records, run.validation_records),
                 report_path(weights, quick=quick),
                 weights=weights,
+                strategy=run.strategy,
                 bank=bank if run.bank is not None and "bank" in protocol.starts else None,
                 resume=True,
                 numbered=True,

@@ -21,7 +21,7 @@ from mat.cli.progress import WorkProgress, duration
 from mat.config import PatchTrainingConfig
 from mat.data.reading import Records
 from mat.data.splits import class_names, describe, fingerprint
-from mat.distribution.strategy import is_chief, make_strategy
+from mat.distribution.strategy import is_chief
 from mat.distribution.workers import check_same, stopped_together
 from mat.models.kernels import forward_flops
 from mat.models.weights import git_blob, weights_sha256
@@ -54,6 +54,7 @@ def measure_robustness(
     directory: Path,
     *,
     weights: Path | None,
+    strategy: tf.distribute.Strategy | None = None,
     bank: Path | None = None,
     patches_from: Sequence[Path] = (),
     patches: Sequence[Path] = (),
@@ -66,6 +67,7 @@ def measure_robustness(
         model: images [B, H, W, 3] in [0, 1] -> logits [B, n_classes].
         splits: training and validation records.
         weights: the file that the model's weights came from; None where they came from none.
+        strategy: of the replicas that share the work, in whose scope the model was made; None for one device.
         bank: a `patches.npz` to start attacks from.
         patches_from: directories of evaluations of other networks, whose patches are tried on this one.
         patches: files of patches that are tried too; see `given.read_given`.
@@ -76,13 +78,14 @@ def measure_robustness(
     Raises:
         UserError: a file or the directory cannot be used, or does not fit; a network whose logits are not finite.
     """
+    strategy = strategy or tf.distribute.get_strategy()
     start_bank = read_bank(bank, config.n_classes) if bank else None
     foreign = list(dict.fromkeys(find_transferred(run, exclude=directory) for run in patches_from))  # each counts once
     transferred, (given, told) = read_transferred(foreign), read_given(patches, config.patch_shape)
     plan = make_plan(config, splits, bank=start_bank, transferred=transferred, given=given)
     files = {"weights": weights, "bank": bank, "patches_from": foreign, "patches": list(patches)}
     subject = _subject(config, model, splits, files)
-    results = _open_directory(directory, subject | config.evaluation.fixed_values(), config, resume=resume, numbered=numbered)
+    results = _open_directory(directory, subject, config.evaluation, strategy, resume=resume, numbered=numbered)
     title, report = "This evaluation was finished before", results.report
     if report:
         report["checklist"] = checklist(report, config.evaluation)  # keys that no result depends on may be others
@@ -94,7 +97,7 @@ def measure_robustness(
         }
         _print_plan(plan, forward_flops(model), words | ({"given patches": told} if given else {}), results)
         try:
-            scores = _run(plan, model, splits, results, config)
+            scores = _run(plan, model, splits, results, config, strategy)
             names = class_names(config.data_dir, config.n_classes)
             paths = {name: _of_each(str, path) for name, path in files.items()} | {"data_dir": config.data_dir}
             subject = paths | subject | {"protocol": config.evaluation.to_values()}
@@ -129,22 +132,21 @@ def _of_each(function, file):
     return [function(path) for path in file] if isinstance(file, list) else function(file)
 
 
-def _open_directory(directory, protocol, config, **options):
+def _open_directory(directory, subject, protocol, strategy, **options):
     """The `ReportDirectory`; a UserError tells of workers that would not evaluate the same."""
-    strategy = make_strategy(config.distribution)
-    results = ReportDirectory(directory, protocol, **options, writes=is_chief(strategy))
-    evaluation = json.dumps([protocol, config.evaluation.to_values()])
-    check_same(strategy, {"evaluation": evaluation, "report so far": f"{results.path.name} {results.report}"})
+    results = ReportDirectory(directory, subject | protocol.fixed_values(), **options, writes=is_chief(strategy))
+    check_same(
+        strategy, {"evaluation": json.dumps([subject, protocol.to_values()]), "report so far": f"{results.path.name} {results.report}"}
+    )
     return results
 
 
-def _run(plan, model, splits, results, config):
+def _run(plan, model, splits, results, config, strategy):
     """Load the images, then fit and score what is planned; gives the `Scores`."""
     advice = (
         f"evaluation.images_at_once: {plan.images_at_once} images take more than there is. Set fewer, at least "
         f"evaluation.images_per_iteration: {plan.images_per_iteration}, and run the same command with --resume: what was fitted is kept"
     )
-    strategy = make_strategy(config.distribution)
     with report_device_errors(lambda: advice), stopped_together(strategy, _STOPPED) as stop_if_asked:
         fitted_on = load_images(splits[0].take(plan.fit_examples), n_classes=plan.n_classes, image_size=plan.image_size)
         scored = load_images(splits[1].take(plan.scored_examples), n_classes=plan.n_classes, image_size=plan.image_size)
