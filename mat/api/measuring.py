@@ -78,18 +78,17 @@ def evaluate(
     with session(), report_lost_workers(), raised_signals(f"The evaluation was stopped{kept}"), tempfile.TemporaryDirectory() as temporary:
         arrays = None if data is None or isinstance(data, (str, os.PathLike)) else _splits_of(data)
         config, weights = _config_of(model, data if arrays is None else "arrays in memory", keys, arrays, quick=quick)
+        _check_workers(config, model, output)
         in_memory = model if isinstance(model, keras.Model) else None
-        _check_workers(config, in_memory=in_memory is not None, output=output)
-        directory = output or pathlib.Path(temporary) / "evaluation"
-        report = evaluate_network(config, weights, directory, model=in_memory, splits=arrays, **given)
+        report = evaluate_network(config, weights, output or pathlib.Path(temporary, "report"), model=in_memory, splits=arrays, **given)
         if output is None:  # what lies in the directory is read before it goes
             _ = report.patches, report.pictures
         return report
 
 
-def _check_workers(config: PatchTrainingConfig, *, in_memory: bool, output: Path | None) -> None:
+def _check_workers(config: PatchTrainingConfig, model: keras.Model | Path, output: Path | None) -> None:
     """Refuse what several workers cannot do, where `TF_CONFIG` names them."""
-    cluster = read_cluster() if config.distribution in ("auto", "multi_worker") else None
+    cluster, in_memory = read_cluster() if config.distribution in ("auto", "multi_worker") else None, isinstance(model, keras.Model)
     if cluster and in_memory and cluster.index > 0:
         raise UserError(f"{cluster.name}: a model in memory is evaluated by one process. Call this on worker 0 alone")
     if cluster and not in_memory and output is None:

@@ -99,11 +99,7 @@ def measure_robustness(
         try:
             scores = _run(plan, model, splits, results, config, strategy)
             names = class_names(config.data_dir, config.n_classes)
-            paths = {name: _of_each(str, path) for name, path in files.items()} | {"data_dir": config.data_dir}
-            subject = paths | subject | {"protocol": config.evaluation.to_values()}
-            report = make_report(scores, protocol=config.evaluation, subject=subject, class_names=names)
-            run = {"finished": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": round(time.monotonic() - started, 1)}
-            report["run"] = run | {"device": device_name()}
+            report = _report(scores, config, subject, files, names, seconds=time.monotonic() - started)
             results.write_report(_report_files(scores, report, names))
         except OSError as error:
             raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
@@ -192,6 +188,15 @@ def fit_and_score(plan: EvaluationPlan, attacks: UniversalAttacks, scored: Image
         position_gradients=position_gradients(plan, attacks, scored, callbacks),
         cost=plan.cost,
     )
+
+
+def _report(scores, config, subject, files, names, *, seconds):
+    """The contents of `report.json`."""
+    paths = {name: _of_each(str, path) for name, path in files.items()} | {"data_dir": config.data_dir}
+    subject = paths | subject | {"protocol": config.evaluation.to_values()}
+    report = make_report(scores, protocol=config.evaluation, subject=subject, class_names=names)
+    finished = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+    return report | {"run": {"finished": finished, "seconds": round(seconds, 1), "device": device_name()}}
 
 
 def _report_files(scores, report, names):
