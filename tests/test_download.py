@@ -1,6 +1,7 @@
 """Downloads, from a server of our own: checked, whole or not there at all."""
 
 import hashlib
+import socket
 
 import keras
 import pytest
@@ -25,6 +26,7 @@ def test_a_file_is_fetched_once(server, tmp_path, capsys):
     assert (tmp_path / "new" / "file.zip").read_bytes() == state["content"]
     assert state["n_requests"] == 1
     assert names(tmp_path / "new") == ["file.zip"]
+    assert socket.getdefaulttimeout() is None
     assert capsys.readouterr().out == f"{tmp_path}/new/file.zip: is there already; remove it to fetch it again\n"  # and no progress bar
 
 

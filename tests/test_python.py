@@ -6,8 +6,10 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
+import time
 import types
 
 import keras
@@ -151,6 +153,17 @@ def test_a_second_interruption_ends_what_does_not_stop():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
     assert request.received == signal.SIGINT
+
+
+def test_signals_are_answered_however_long_sockets_may_wait_in_this_process(capsys):
+    socket.setdefaulttimeout(0.05)
+    try:
+        with noted_signals():
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        socket.setdefaulttimeout(None)
+    assert "SIGTERM: stopping after this step" in capsys.readouterr().out
 
 
 def test_other_signals_stay_what_they_are():

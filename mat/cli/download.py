@@ -35,7 +35,8 @@ def download(url: str, path: str | os.PathLike[str], *, sha256: str | None = Non
         import keras
     if not console.is_interactive:
         keras.utils.disable_interactive_logging()  # such as progress bars
-    socket.setdefaulttimeout(TIMEOUT)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # Keras takes none
     part = path.with_name(path.name + ".part")
     try:
         try:
@@ -46,6 +47,7 @@ def download(url: str, path: str | os.PathLike[str], *, sha256: str | None = Non
         _check(part, url, sha256, check, "What was fetched is removed. Try again later, or from another address")
         os.replace(part, path)
     finally:
+        socket.setdefaulttimeout(timeout)
         part.unlink(missing_ok=True)
 
 

@@ -62,6 +62,7 @@ def _handled(handler: Callable[[int, Any], None], answer: str) -> Iterator[None]
         return
     arrivals, wakeup = socket.socketpair()
     wakeup.setblocking(False)
+    arrivals.settimeout(None)  # the process may have a default for sockets
     watcher = threading.Thread(target=_watch, args=(arrivals, answer, in_command.get()), daemon=True)
     watcher.start()
     previous_wakeup = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
