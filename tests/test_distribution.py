@@ -367,7 +367,8 @@ def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_
     ]:
         statuses, outputs = Workers(n_workers, path, "--set", f"unique_name={name}", *flags).wait()
         assert statuses == [0] * n_workers, outputs
-        assert all(len(output.splitlines()) == 3 for output in outputs[1:]), outputs  # the chief tells the rest
+        for output in outputs[1:]:  # the chief tells the rest; TensorFlow 2.18 has lines of its own
+            assert len([line for line in output.splitlines() if not re.match(r"[IWE]\d{4} |WARNING: All log", line)]) == 3, output
     trainer_of(config.replace(unique_name="one", robust_evaluation="quick", steps_per_call=1)).fit()
     trainer_of(config.replace(unique_name="resumed_by_one"), resume=True).fit()
 
