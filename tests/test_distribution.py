@@ -1,6 +1,5 @@
 """Several devices and several workers: they share each batch, and the run is that of one device."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -199,8 +198,7 @@ def test_workers_that_differ_are_told(monkeypatch, rows, worker):
 def test_a_signal_to_one_worker_ends_all_of_them(monkeypatch, own, others, status):
     monkeypatch.setattr(workers, "n_workers", lambda _: 2)
     monkeypatch.setattr(workers, "_table", lambda _, numbers: np.array([numbers, [others]]))
-    with contextlib.ExitStack() as stack:
-        stop_if_asked = stack.enter_context(workers.stopped_together(None, "Stopped"))
+    with workers.stopped_together(None, "Stopped") as stop_if_asked:
         if own:
             os.kill(os.getpid(), own)
         if status is None:
@@ -209,16 +207,6 @@ def test_a_signal_to_one_worker_ends_all_of_them(monkeypatch, own, others, statu
             with pytest.raises(StoppedError, match="Stopped") as stopped:
                 stop_if_asked()
             assert stopped.value.exit_status == status
-
-
-def test_a_signal_to_another_worker_ends_a_training_with_everything_saved(tiny_config, monkeypatch):
-    answers = iter([[False, False, False]] * 3 + [[False, False, True]])
-    monkeypatch.setattr("mat.trainer.any_worker", lambda *_: next(answers))
-    with pytest.raises(
-        StoppedError, match=r"Stopped after epoch 1 of 2, step 4 of 4; all of it is saved. Continue with: .* --resume"
-    ) as stopped:
-        trainer_of(tiny_config()).fit()
-    assert stopped.value.exit_status == 128 + signal.SIGTERM
 
 
 def test_workers_other_than_the_chief_write_nothing(tiny_config, tmp_path, monkeypatch):
@@ -360,10 +348,17 @@ def test_workers_give_the_run_of_one_device_and_go_on_after_one_was_killed(tiny_
         assert re.search(r"mat-train: worker \d of 3 .*: worker \d \(localhost:\d+\) does not answer any more.* --resume$", output.strip())
     shutil.copytree(results / "killed", results / "resumed_by_one")
 
+    stopped = Workers(2, path, "--set", "unique_name=two")
+    stopped.wait_for_checkpoint(results / "two")
+    stopped.processes[1].terminate()
+    statuses, outputs = stopped.wait()
+    assert statuses == [128 + signal.SIGTERM] * 2, outputs
+    assert "all of it is saved" in outputs[0]
+
     for n_workers, name, *flags in [
         (3, "killed", "--resume"),
         (3, "undisturbed"),
-        (2, "two", "--set", "robust_evaluation=quick"),
+        (2, "two", "--resume", "--set", "robust_evaluation=quick"),
     ]:
         statuses, outputs = Workers(n_workers, path, "--set", f"unique_name={name}", *flags).wait()
         assert statuses == [0] * n_workers, outputs

@@ -88,7 +88,8 @@ def evaluate(
 
 def _check_workers(config: PatchTrainingConfig, model: keras.Model | Path, output: Path | None) -> None:
     """Refuse what several workers cannot do, where `TF_CONFIG` names them."""
-    cluster, in_memory = read_cluster() if config.distribution in ("auto", "multi_worker") else None, isinstance(model, keras.Model)
+    cluster = read_cluster() if config.distribution in ("auto", "multi_worker") else None
+    in_memory = isinstance(model, keras.Model)
     if cluster and in_memory and cluster.index > 0:
         raise UserError(f"{cluster.name}: a model in memory is evaluated by one process. Call this on worker 0 alone")
     if cluster and not in_memory and output is None:
